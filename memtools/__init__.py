@@ -1,0 +1,28 @@
+"""Is my network learning or memorising? Which examples does it memorise?
+
+The metrics of Arpit et al. (2017), "A Closer Look at Memorization in Deep Networks", for PyTorch.
+"""
+
+from memtools import data, models, scores, training
+from memtools.critical import CriticalSearch, critical_sample_ratio, find_critical
+from memtools.gradients import class_sensitivity, input_gradient_norms, parameter_gradient_norms
+from memtools.inequality import gini, lorenz_curve
+from memtools.ledger import Ledger
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CriticalSearch",
+    "Ledger",
+    "class_sensitivity",
+    "critical_sample_ratio",
+    "data",
+    "find_critical",
+    "gini",
+    "input_gradient_norms",
+    "lorenz_curve",
+    "models",
+    "parameter_gradient_norms",
+    "scores",
+    "training",
+]

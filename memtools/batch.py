@@ -1,0 +1,170 @@
+"""What a batch has to be, checked by every metric call, and the losses of its examples."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""``loss_fn(logits, targets)`` -> losses of the single examples, shape ``(n,)``."""
+
+
+def check_batch(inputs: Tensor, targets: Tensor | None = None) -> None:
+    """Raise unless ``inputs`` is a batch of at least one example that a gradient can reach.
+
+    Args:
+        inputs: Batch of shape ``(n, ...)``, floating point.
+        targets: If given, its first dimension must be ``n`` as well.
+
+    Raises:
+        TypeError: If an argument is no tensor.
+        ValueError: If the batch is empty, integer, or of another length than the targets.
+    """
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if inputs.ndim == 0:
+        raise ValueError("inputs must have shape (n, ...), got a scalar; add a batch dimension")
+    if len(inputs) == 0:
+        raise ValueError(
+            f"inputs is an empty batch, shape {tuple(inputs.shape)}; at least one example is needed"
+        )
+    if not inputs.is_floating_point():
+        raise ValueError(
+            f"inputs must be floating point, got {inputs.dtype}: integers have no gradient; scale "
+            "pixels with inputs.float() / 255, or pass token embeddings in place of token ids"
+        )
+    if targets is not None and (targets.ndim == 0 or len(targets) != len(inputs)):
+        raise ValueError(
+            f"targets must have one entry for each of the {len(inputs)} inputs, "
+            f"got shape {tuple(targets.shape)}"
+        )
+
+
+def check_chunk_size(chunk_size: int | None, default: int) -> int:
+    """The chunk size to use: the one asked for, or the default.
+
+    Raises:
+        ValueError: If it is below one.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; None chooses a size")
+    return default if chunk_size is None else chunk_size
+
+
+def check_logits(logits: Tensor, n: int | None = None) -> None:
+    """Raise unless ``logits`` are finite values of shape ``(n, C)`` with at least two classes.
+
+    Args:
+        logits: What the model returned.
+        n: Number of examples that went in; ``None`` takes any.
+
+    Raises:
+        ValueError: If the shape is another, or a value is NaN or infinite.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2 or n not in (None, len(logits)):
+        rows = "n" if n is None else n
+        raise ValueError(
+            f"logits must have shape ({rows}, C) with C >= 2 classes, got {tuple(logits.shape)}; "
+            "a model with a single output per example needs a second column, for instance zeros"
+        )
+    check_finite(logits)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise if a logit is NaN or infinite, naming the first example that has one.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    finite = torch.isfinite(logits.detach()).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero().flatten()
+        raise ValueError(
+            f"logits of {len(bad)} of {len(logits)} examples are NaN or infinite (first: example "
+            f"{int(bad[0])}); check the inputs for NaN, or the training for divergence"
+        )
+
+
+def check_targets(targets: Tensor, num_classes: int) -> None:
+    """Raise unless ``targets`` are class numbers ``0 .. num_classes - 1`` of shape ``(n,)``.
+
+    Args:
+        targets: Class numbers of shape ``(n,)``, integer.
+        num_classes: Number of classes C.
+
+    Raises:
+        ValueError: If the shape, the dtype or a value is another.
+    """
+    integer = not targets.is_floating_point() and targets.dtype != torch.bool
+    if targets.ndim != 1 or not integer:
+        raise ValueError(
+            "targets must be class numbers of shape (n,) and an integer dtype, "
+            f"got shape {tuple(targets.shape)} and {targets.dtype}"
+        )
+    if len(targets) == 0:
+        return
+    low, high = (int(v) for v in torch.aminmax(targets))
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"targets must lie in 0..{num_classes - 1} for {num_classes} classes, got values from "
+            f"{low} to {high}; number the classes from 0 and leave out examples to be ignored"
+        )
+
+
+def per_example_losses(loss_fn: LossFunction | None, logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss of every example of a batch, shape ``(n,)``.
+
+    Args:
+        loss_fn: ``None`` is the cross-entropy, over class numbers ``(n,)`` or soft targets
+            ``(n, C)``.
+        logits: Output of the model, first dimension n.
+        targets: Whatever ``loss_fn`` takes.
+
+    Returns:
+        Losses of shape ``(n,)``, attached to the graph of ``logits``.
+
+    Raises:
+        ValueError: If logits are not finite, targets are out of range, or the loss is averaged.
+    """
+    if loss_fn is None:
+        check_logits(logits)
+        if targets.shape != logits.shape:
+            check_targets(targets, logits.shape[1])
+    else:
+        check_finite(logits)
+    return unchecked_losses(loss_fn, logits, targets)
+
+
+def unchecked_losses(loss_fn: LossFunction | None, logits: Tensor, targets: Tensor) -> Tensor:
+    """As :func:`per_example_losses`, for traced code: shapes are checked, values are not.
+
+    Raises:
+        ValueError: If the loss is averaged.
+    """
+    if loss_fn is None:
+        if not targets.is_floating_point():
+            targets = targets.long()
+        return F.cross_entropy(logits, targets, reduction="none")
+    losses = loss_fn(logits, targets)
+    check_losses(losses, len(logits))
+    return losses
+
+
+def check_losses(losses: Tensor, n: int) -> None:
+    """Raise unless ``losses`` holds one loss for each of ``n`` examples.
+
+    Raises:
+        ValueError: If it is averaged, or of another shape.
+    """
+    if losses.ndim == 0:
+        raise ValueError(
+            "loss_fn must return the losses of single examples, shape (n,), got one number that is "
+            'already averaged or summed; build it with reduction="none"'
+        )
+    if losses.shape != (n,):
+        raise ValueError(
+            f"loss_fn must return losses of shape ({n},), got {tuple(losses.shape)}; sum or "
+            "average over the trailing dimensions, not over the examples"
+        )

@@ -1,0 +1,164 @@
+"""The command line: ``memtools study NAME``."""
+
+import argparse
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from memtools import __version__
+from memtools.extras import require
+
+__all__ = ["main"]
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Words of the command line; ``None`` takes those of the process.
+
+    Returns:
+        Exit code: 0, 2 for input that cannot be used (one line on standard error), 130 when
+        interrupted.
+    """
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    out = options["out"]
+    try:
+        command(**options)
+    except (ValueError, FloatingPointError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+            raise
+        print(f"memtools: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"\nmemtools: interrupted; go on with --out {out} --resume", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from memtools.studies import STUDIES
+
+    parser = argparse.ArgumentParser(
+        "memtools", description="Is my network learning or memorising?"
+    )
+    parser.add_argument("--version", action="version", version=f"memtools {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    study = commands.add_parser("study", help="run an experiment of the paper")
+    names = study.add_subparsers(required=True, metavar="name")
+    for name, module in STUDIES.items():
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        one = names.add_parser(name, help=summary, description=summary)
+        one.add_argument("--out", type=Path, default=Path("runs", name), help="the run folder")
+        one.add_argument("--resume", action="store_true", help="go on with the run in --out")
+        for setting in fields(module.Config):
+            _add_option(one, setting, get_type_hints(module.Config)[setting.name])
+        one.set_defaults(command=_run_memorization)
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, setting: Field[Any], kind: Any) -> None:
+    # Only what is given counts: defaults depend on the data set, and on a resumed run.
+    options: dict[str, Any] = {"default": argparse.SUPPRESS}
+    options["help"] = str(setting.metadata["help"]).replace("%", "%%")
+    if setting.default not in (None, False):
+        default = setting.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+        options["help"] += f"; {shown}"
+    if get_origin(kind) is types.UnionType:
+        kind = next(k for k in get_args(kind) if k is not type(None))
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif get_origin(kind) is tuple:
+        options |= {"nargs": "+", "type": get_args(kind)[0]}
+    else:
+        options["type"] = kind
+    parser.add_argument("--" + setting.name.replace("_", "-"), **options)
+
+
+def _run_memorization(out: Path, resume: bool, **given: Any) -> None:
+    from memtools.studies import memorization
+    from memtools.studies.folder import RunFolder
+
+    require("rich")
+    recorded = RunFolder.recorded_settings(out)
+    if recorded is not None and not resume:
+        raise ValueError(
+            f"out {out} holds a run already; add --resume to go on with it, or name another --out"
+        )
+    if recorded is None:
+        config = memorization.Config.suited(**given)
+    else:
+        config = memorization.Config(**recorded | given)
+    data = memorization.prepare(config)
+    total = len(memorization.cells(config)) * config.epochs
+    with _progress(total) as tell:
+        folder = memorization.run(config, out, data=data, progress=tell)
+    _show(folder, config, data)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on a terminal, a line for each training elsewhere."""
+    from rich import progress
+
+    if not sys.stderr.isatty():
+        seen = set()
+
+        def say(line: str, epochs: int) -> None:
+            if line not in seen:
+                seen.add(line)
+                print(f"memtools: {line}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description:32}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda line, epochs: bar.update(task, description=line, advance=epochs)
+
+
+def _show(folder: Any, config: Any, data: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from memtools.report import write_report
+    from memtools.studies.summary import COLUMNS, summarise
+
+    summary = summarise(folder)
+    page = write_report(folder, config, data, summary)
+    console = Console()
+    table = Table(title=f"{config.dataset}: {len(data.train)} training examples")
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if number else "left")
+    for row in summary.table:
+        table.add_row(*row)
+    console.print(table)
+    for sentence in summary.sentences:
+        console.print(f"• {sentence}", highlight=False)
+    console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""The folder of a run: what was asked for, what came, and how to go on after a kill."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from memtools.files import write_text
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """A folder that a run fills, and that the same run can be resumed in.
+
+    ``config.json`` appears first and whole, and is locked while a process works in the folder;
+    ``metrics.jsonl`` is only ever appended to; every other file is written whole or not at all.
+
+    Attributes:
+        path: The folder.
+        config: What ``config.json`` holds: the study, its settings, versions and the device.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        self._lock = _lock(path / "config.json")
+        self._metrics = path / "metrics.jsonl"
+        self._metrics.touch()
+
+    @staticmethod
+    def recorded_settings(path: Path) -> dict[str, Any] | None:
+        """The settings in the folder, ``None`` if no run has begun there.
+
+        Raises:
+            ValueError: If there is something else at that path.
+        """
+        if path.is_dir() and not any(p for p in path.iterdir() if not p.name.endswith(".tmp")):
+            return None
+        if not path.exists():
+            return None
+        try:
+            return json.loads((path / "config.json").read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"out {path} exists and is no run folder (no config.json that can be read); "
+                "name another one"
+            ) from error
+
+    @classmethod
+    def open(cls, path: Path, study: str, settings: dict[str, Any], device: str) -> "RunFolder":
+        """Begin a run in a new folder, or go on in one of the same study and settings.
+
+        Args:
+            path: The folder; parents are made as needed.
+            study: Name of the study.
+            settings: Every setting, as JSON takes it.
+            device: The device that will be used.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If the folder holds something else, or another process is using it.
+        """
+        if cls.recorded_settings(path) is None:
+            config = {
+                "study": study,
+                "settings": settings,
+                "versions": _versions(),
+                "device": _describe(device),
+            }
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        recorded = {"study": config["study"], **config["settings"]}
+        for name, value in {"study": study, **settings}.items():
+            if recorded.get(name) != value:
+                raise ValueError(
+                    f"out {path} holds a run with {name} {recorded.get(name)!r}, got {value!r}; "
+                    "resume with the same settings, or name another folder"
+                )
+        return cls(path, config)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``, on the disk when this returns."""
+        with self._metrics.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row, allow_nan=False) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines of ``metrics.jsonl``."""
+        return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
+
+    def drop_rows_from(self, is_lost: Callable[[dict[str, Any]], bool]) -> None:
+        """Cut ``metrics.jsonl`` before the first line that is torn or lost.
+
+        Args:
+            is_lost: Whether a line is of work that a kill undid, and that will be done again.
+        """
+        content = self._metrics.read_bytes()
+        keep = 0
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n") or is_lost(json.loads(line)):
+                break
+            keep += len(line)
+        if keep < len(content):
+            os.truncate(self._metrics, keep)
+
+
+def _lock(file: Path) -> Any:
+    """Keep other processes out of the folder until this one ends, however it ends."""
+    handle = file.open("rb")
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return handle
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(
+            f"out {file.parent} is in use by another process; wait for it, or name another folder"
+        ) from error
+    return handle
+
+
+def _versions() -> dict[str, str]:
+    from memtools import __version__
+
+    return {
+        "memtools": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _describe(device: str) -> str:
+    if device.startswith("cuda"):
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()}, {platform.system()})"

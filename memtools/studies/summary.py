@@ -1,0 +1,223 @@
+"""What the memorization study came to: a table, and sentences that say no more than the numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memtools.extras import require
+from memtools.studies.folder import RunFolder
+from memtools.studies.memorization import CONDITIONS, NORM, Condition
+
+__all__ = ["COLUMNS", "Outcome", "Summary", "summarise"]
+
+Curves = NDArray[np.float64]
+"""One row per seed, one column per epoch."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All seeds of one condition.
+
+    Attributes:
+        condition: What they were trained on.
+        curves: Every number of ``metrics.jsonl`` by name, shape ``(seeds, epochs)``.
+        norms: Mean input-gradient norm over the epochs, shape ``(seeds, n)``.
+        detection: AUROC of finding wrong labels by each score, one value per seed; empty where
+            no label is wrong.
+    """
+
+    condition: Condition
+    curves: dict[str, Curves]
+    norms: Curves
+    detection: dict[str, list[float]]
+
+    def final(self, name: str) -> Curves:
+        """Values after the last epoch, one per seed."""
+        return self.curves[name][:, -1]
+
+    def epochs_to_fit(self) -> list[float]:
+        """First epoch with 100% training accuracy for each seed; infinite if there was none."""
+        return [
+            float(np.argmax(seed >= 1) + 1) if (seed >= 1).any() else float("inf")
+            for seed in self.curves["train_accuracy"]
+        ]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The study in words and numbers.
+
+    Attributes:
+        outcomes: One per condition.
+        table: One row of cells per condition, under :data:`COLUMNS`.
+        sentences: What the numbers show.
+    """
+
+    outcomes: dict[str, Outcome]
+    table: list[list[str]]
+    sentences: list[str]
+
+
+COLUMNS = (
+    "trained on",
+    "training accuracy",
+    "epochs to 100%",
+    "validation, best",
+    "validation, last",
+    "Gini of sensitivity",
+    "critical, held out",
+    "critical, training",
+)
+
+DETECTORS = {"csl": "cumulative loss", NORM: "mean input-gradient norm"}
+
+
+def summarise(folder: RunFolder) -> Summary:
+    """Read a finished run folder.
+
+    Args:
+        folder: The folder of the memorization study.
+
+    Returns:
+        A :class:`Summary`.
+    """
+    rows = folder.rows()
+    seeds = folder.config["settings"]["seeds"]
+    outcomes = {c.key: _outcome(folder, rows, seeds, c) for c in CONDITIONS}
+    return Summary(
+        outcomes,
+        [_table_row(outcome) for outcome in outcomes.values()],
+        list(_sentences(outcomes, folder.config["settings"])),
+    )
+
+
+def _outcome(
+    folder: RunFolder, rows: list[dict[str, Any]], seeds: list[int], condition: Condition
+) -> Outcome:
+    parquet = require("pyarrow.parquet")
+    metrics = require("sklearn.metrics")
+    of_seed = [
+        [row for row in rows if (row["condition"], row["seed"]) == (condition.key, seed)]
+        for seed in seeds
+    ]
+    names = [name for name in rows[0] if name not in ("condition", "seed")]
+    curves = {
+        name: np.array(
+            [[np.nan if r[name] is None else r[name] for r in epochs] for epochs in of_seed]
+        )
+        for name in names
+    }
+    norms, detection = [], {score: [] for score in DETECTORS}
+    for seed in seeds:
+        path = folder.path / "examples" / f"{condition.key}-seed{seed}.parquet"
+        table = parquet.read_table(path).to_pydict()
+        norms.append(np.array(table[NORM]))
+        wrong = np.array(table["label"]) != np.array(table["clean_label"])
+        if 0 < wrong.sum() < len(wrong):
+            for score, values in detection.items():
+                values.append(float(metrics.roc_auc_score(wrong, table[score])))
+    return Outcome(condition, curves, np.stack(norms), detection)
+
+
+def _table_row(outcome: Outcome) -> list[str]:
+    validation = outcome.curves["validation_accuracy"]
+    best_epoch = median(validation.argmax(1) + 1)
+    return [
+        outcome.condition.title,
+        _percent(outcome.final("train_accuracy")),
+        _epochs(outcome.epochs_to_fit()),
+        f"{_percent(validation.max(1))} (epoch {best_epoch:.0f})",
+        _percent(outcome.final("validation_accuracy")),
+        f"{mean(outcome.final('gini_of_running_mean')):.2f}",
+        _percent(outcome.final("csr_validation")),
+        _percent(outcome.final("csr_train")),
+    ]
+
+
+def _sentences(outcomes: dict[str, Outcome], settings: dict[str, Any]) -> Any:
+    real, labels = outcomes["real"], outcomes["random-labels-100"]
+    inputs, part = outcomes["random-inputs-100"], outcomes["random-labels-40"]
+    epochs = settings["epochs"]
+
+    yield (
+        f"Fitting: after {epochs} epochs the network has {_percent(real.final('train_accuracy'))} "
+        f"of the training examples right with real labels, "
+        f"{_percent(labels.final('train_accuracy'))} with random labels and "
+        f"{_percent(inputs.final('train_accuracy'))} with random inputs."
+    )
+
+    gini = "gini_of_running_mean"
+    others = np.concatenate([labels.final(gini), inputs.final(gini)])
+    verdict = _compare(real.final(gini), others)
+    yield (
+        f"Sensitivity: its Gini coefficient over the examples is "
+        f"{mean(real.final(gini)):.2f} on real labels, {mean(labels.final(gini)):.2f} on random "
+        f"labels and {mean(inputs.final(gini)):.2f} on random inputs: {verdict} on real data. High "
+        f"means that a few examples hold most of it; noise leaves no easy examples to ignore."
+    )
+
+    validation = part.curves["validation_accuracy"]
+    best, last = validation.max(1), validation[:, -1]
+    # The fall of each seed is far above what the size of the validation set makes noise.
+    drop = best - last
+    if (drop > 0.02).all():
+        course = (
+            f"rises to {_percent(best)} (epoch {median(validation.argmax(1) + 1):.0f}), then falls "
+            f"to {_percent(last)}"
+        )
+    else:
+        course = f"ends at {_percent(last)}, its best being {_percent(best)}"
+    yield (
+        f"Memorising: with 40% random labels, validation accuracy {course}, while the share of the "
+        f"randomly labelled examples that the network has learnt by heart goes from "
+        f"{_percent(part.curves['corrupted_accuracy'][:, 0])} to "
+        f"{_percent(part.final('corrupted_accuracy'))}."
+    )
+
+    csr = "csr_validation"
+    others = np.concatenate([labels.final(csr), inputs.final(csr)])
+    verdict = _compare(others, real.final(csr))
+    yield (
+        f"Decision boundaries: at the end, {_percent(real.final(csr))} of the held-out examples "
+        f"have another predicted class within ±{settings['radius']:.3g} per pixel after training "
+        f"on real labels, {_percent(labels.final(csr))} after random labels and "
+        f"{_percent(inputs.final(csr))} after random inputs: {verdict} after noise."
+    )
+
+    for share, outcome in ((20, outcomes["random-labels-20"]), (40, part)):
+        if not all(outcome.detection.values()):
+            continue
+        found = " and ".join(
+            f"{mean(outcome.detection[score]):.2f} by {name}" for score, name in DETECTORS.items()
+        )
+        yield (
+            f"Finding wrong labels: with {share}% random labels, ranking the training examples "
+            f"separates wrong labels from right ones with an AUROC of {found} (0.5 is chance)."
+        )
+
+
+def _compare(higher: Curves, lower: Curves) -> str:
+    """How clearly one group of values lies above another, over all seeds."""
+    if higher.min() > lower.max():
+        return "in every seed higher"
+    if higher.mean() > lower.mean():
+        return "on average, but not in every seed, higher"
+    return "not higher"
+
+
+def _percent(values: Sequence[float] | Curves) -> str:
+    share = 100 * float(np.mean(values))
+    return f"{share:.0f}%" if share in (0, 100) or 1 <= share <= 99 else f"{share:.1f}%"
+
+
+def _epochs(numbers: list[float]) -> str:
+    reached = [n for n in numbers if n < float("inf")]
+    if not reached:
+        return "not reached"
+    if len(reached) < len(numbers):
+        return f"{len(reached)} of {len(numbers)} seeds"
+    return f"{median(reached):.0f}"

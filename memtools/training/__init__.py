@@ -1,0 +1,8 @@
+"""A minimal trainer: one readable loop, reproducible, resumable, on one device or several."""
+
+from memtools.training.callbacks import Callback
+from memtools.training.devices import resolve_device
+from memtools.training.evaluation import Evaluation, evaluate
+from memtools.training.trainer import EpochResult, Run, Trainer
+
+__all__ = ["Callback", "EpochResult", "Evaluation", "Run", "Trainer", "evaluate", "resolve_device"]

@@ -1,0 +1,46 @@
+"""State files that survive a kill at any moment and run no code when they are read."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memtools.files import replace_atomically
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Write a state, whole or not at all.
+
+    Args:
+        path: The file to write or replace.
+        state: Tensors, numbers, strings, and lists or dicts of them.
+    """
+    with replace_atomically(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read a state onto the CPU, with ``weights_only=True``.
+
+    Args:
+        path: The file to read.
+
+    Returns:
+        The state, or ``None`` where there is no file.
+
+    Raises:
+        ValueError: If the file is no checkpoint of memtools.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its zip reader and unpickler meet
+        raise ValueError(
+            f"{path} is no checkpoint that can be read ({type(error).__name__}); "
+            "remove it to start anew"
+        ) from error

@@ -1,0 +1,93 @@
+"""Which device to train on, and in which company."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+__all__ = ["Ranks", "process_group", "resolve_device"]
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of that name, if this machine has it.
+
+    Args:
+        device: ``"auto"`` takes the accelerator if there is one, the CPU otherwise; under
+            ``torchrun`` each process takes the accelerator of its local rank.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If the name is unknown or there is no such device.
+    """
+    if str(device) == "auto":
+        if not torch.accelerator.is_available():
+            return torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator()
+        assert accelerator is not None
+        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        available = ["cpu"]
+        if torch.accelerator.is_available():
+            accelerator = torch.accelerator.current_accelerator()
+            assert accelerator is not None
+            available += [
+                f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())
+            ]
+        raise ValueError(
+            f"device must be one of auto, {', '.join(available)} on this machine, "
+            f"got {str(device)!r}"
+        ) from error
+    return resolved
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def share(self, indices: Tensor) -> Tensor:
+        """The part of a batch that this process computes; it may be empty."""
+        return indices.tensor_split(self.world_size)[self.rank]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes, on the CPU."""
+        if self.world_size > 1:
+            values = values.cuda() if dist.get_backend() == "nccl" else values.cpu()
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Ranks]:
+    """The processes that ``torchrun`` started, or this one alone.
+
+    A process group that is there already is used and left as it is.
+    """
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE"} <= set(os.environ)
+    created = launched and dist.is_available() and not dist.is_initialized()
+    if created:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        if dist.is_available() and dist.is_initialized():
+            yield Ranks(dist.get_rank(), dist.get_world_size())
+        else:
+            yield Ranks()
+    finally:
+        if created:
+            dist.destroy_process_group()

@@ -1,0 +1,322 @@
+"""`row_norms` against exactly rounded sums in float64, on the reference or the interpreted kernel.
+
+TRITON_INTERPRET=1 in the environment chooses the kernel; test_interpreter.py runs this file so.
+"""
+
+import importlib
+import itertools
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from memtools_kernels import row_norms
+from memtools_kernels.row_norms import _STEPS, _TILE, INTERPRET, _row_norms_op
+from torch.func import grad, jacfwd, jvp, vmap
+from torch.testing import assert_close
+
+DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() and not INTERPRET else ["cpu"]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+P = [1, 2, math.inf]
+PART = _STEPS * _TILE  # a longer row takes two launches
+
+SHAPES = [
+    (0,), (1,), (1031,),
+    (0, 5), (5, 0), (0, 0), (3, 0, 4), (0, 3, 4),
+    (1, 1), (3, 7), (255, 7), (256, 7), (257, 7), (13, 127), (13, 128), (13, 129),
+    (2, _TILE - 1), (2, _TILE), (2, _TILE + 1), (1, PART - 1), (1, PART), (1, PART + 1), (1, 40009),
+    (2, 3, 1, 5), (5, 3, 17, 19),
+]  # fmt: skip
+
+# Adding non-negative numbers, every addition rounds by a factor of at most 1 ± eps / 2, so a sum is
+# off by at most depth * eps / 2, where depth counts the additions that one element goes through.
+# Kernel: 8 tiles + log2(2048) within a tile + square and root = 21 a launch, 3 launches at most.
+# Reference: torch.sum adds in blocks, 4 levels of 16 and up to 32 lanes, and casts once, below 128.
+DEPTH = 128
+
+
+def tolerance(dtype, p):
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    return {"rtol": 0 if p == math.inf else DEPTH * torch.finfo(accumulator).eps / 2, "atol": 0}
+
+
+def yardstick(x, p):
+    rows = x.double().cpu().reshape(len(x), math.prod(x.shape[1:])).abs()
+    if p == math.inf:
+        return rows.amax(1) if rows.numel() else torch.zeros(len(rows), dtype=torch.float64)
+    sums = torch.tensor([math.fsum(row) for row in (rows**p).tolist()], dtype=torch.float64)
+    return sums ** (1 / p)
+
+
+def random(shape, dtype=torch.float32, device="cpu"):
+    generator = torch.Generator().manual_seed(math.prod(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+
+def fenced(x):
+    """The same values amid NaN, so that reading out of bounds shows."""
+    buffer = x.new_full([size + 2 for size in x.shape], math.nan)
+    view = buffer[(slice(1, -1),) * x.ndim]
+    return view.copy_(x)
+
+
+def check(x, p, values=None):
+    """Compare the norms of ``x``, which holds ``values`` in some memory layout, with float64."""
+    got = row_norms(x, p)
+    assert got.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
+    assert got.device == x.device
+    assert_close(
+        got.cpu().double(), yardstick(x if values is None else values, p), **tolerance(x.dtype, p)
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norms(shape, dtype, p, device):
+    x = random(shape, dtype, device)
+    check(x, p)
+    check(fenced(x), p, x)
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "transposed, fenced": lambda x: fenced(x.movedim(0, -1)).movedim(-1, 0),
+    "trailing dimensions reversed": lambda x: (
+        x.permute(0, *range(x.ndim - 1, 0, -1)).contiguous().permute(0, *range(x.ndim - 1, 0, -1))
+    ),
+    "every other element": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "every other row": lambda x: x.repeat_interleave(2, 0)[::2],
+    "flipped storage": lambda x: fenced(x.flip(-1)).flip(-1),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(67, 5), (3, 1000), (65, 600), (5, 3, 17, 19)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(layout, shape, dtype, device):
+    # One p: which elements are read does not depend on it.
+    x = random(shape, dtype, device)
+    check(LAYOUTS[layout](x), 2, x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_expanded(device):
+    check(random((1, 33), device=device).expand(70, 33), 2)
+    check(random((70, 1), device=device).expand(70, 33), 2)
+    check(random((3, 1, 5), device=device).expand(3, 7, 5), 2)
+    check(random((1,), device=device).expand(3, 40009), 2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("shape", "stride"), [((3, 5), (2**30, 1)), ((1, 3), (1, 2**30))])
+def test_offsets_beyond_32_bits(shape, stride, device):
+    # 4 GB of address space, of which a few pages are touched.
+    storage = torch.empty(2**31 + 5, dtype=torch.float16, device=device)
+    x = storage.as_strided(shape, stride)
+    x.copy_(random(shape))
+    check(x, 2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_l2_norm_of_many_elements_does_not_drift(device):
+    check(random((1, 1_400_003), device=device), 2)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("device", DEVICES)
+def test_small_and_exact_values(device):
+    x = torch.tensor([[3.0, 4.0], [0.0, -0.0]], device=device)
+    assert row_norms(x).tolist() == [5, 0]
+    # Squares of 1e-20 are subnormal: rounded to 1 part in 70,000, but not flushed to 0.
+    tiny = torch.full((1, 100), 1e-20, device=device)
+    assert_close(row_norms(tiny).item(), 1e-19, rtol=1e-5, atol=0)
+    assert row_norms(torch.tensor([[2e19]], device=device)).item() == math.inf
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n_cols", [1, 9, PART + 9])
+def test_nan_and_infinity_propagate(n_cols, dtype, p, device):
+    x = random((5, n_cols), dtype, device)
+    x[0, 0] = x[1, -1] = math.nan
+    x[2, 0], x[2, -1] = math.inf, math.nan
+    x[3, -1] = -math.inf
+    got = row_norms(x, p)
+    assert got[:3].isnan().all()
+    assert got[3] == math.inf
+    assert_close(got[4:].cpu().double(), yardstick(x[4:], p), **tolerance(dtype, p))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("shape", [(70, 33), (2, 20011)], ids=str)
+def test_two_runs_are_bit_identical(shape, p, device):
+    x = random(shape, device=device)
+    assert torch.equal(row_norms(x, p), row_norms(x, p))
+
+
+@pytest.mark.skipif(not INTERPRET, reason="only the interpreter knows the addresses")
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("shape", [(5, 1), (257, 7), (13, 129), (65, 300), (2, PART + 9)], ids=str)
+def test_every_element_is_read_once_and_nothing_beyond(shape, layout, monkeypatch):
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    reads, writes = [], []
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def watched_load(self, ptrs, mask, *rest):
+        reads.extend(ptrs.data[mask.data].tolist())
+        return load(self, ptrs, mask, *rest)
+
+    def watched_store(self, ptrs, value, mask, *rest):
+        writes.extend(ptrs.data[mask.data].tolist())
+        return store(self, ptrs, value, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", watched_store)
+    x = random(shape) if layout == "contiguous" else LAYOUTS[layout](random(shape))
+    row_norms(x)
+
+    # Beside the input, what is read are the norms of parts, each after it was written, and what is
+    # written but not read is the result.
+    start = x.untyped_storage().data_ptr()
+    assert sorted(set(reads) - set(writes)) == list(range(start, start + 4 * x.numel(), 4))
+    assert len(reads) == len(set(reads))
+    assert len(writes) == len(set(writes))
+    assert len(set(writes) - set(reads)) == len(x)
+
+
+def test_input_is_left_alone():
+    x = random((3, 4, 5))
+    before = x.clone()
+    for p in P:
+        row_norms(x, p).fill_(math.nan)
+    assert torch.equal(x, before)
+
+
+def test_which_code_runs_on_the_cpu(monkeypatch):
+    module = importlib.import_module("memtools_kernels.row_norms")
+    monkeypatch.setattr(module, "row_norms_reference" if INTERPRET else "_row_norms_triton", None)
+    assert row_norms(torch.ones(2, 4)).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("shape", [(4, 33), (0, 3), (3, 0), (5,), (2, 3, 4, 5)], ids=str)
+def test_opcheck(shape, p, device):
+    x = random(shape, device=device)
+    torch.library.opcheck(_row_norms_op, (x, float(p)))
+    torch.library.opcheck(_row_norms_op, (x.bfloat16(), float(p)))
+
+
+def test_meta_device():
+    got = row_norms(torch.empty(3, 4, dtype=torch.float16, device="meta"))
+    assert (got.shape, got.dtype, got.device.type) == ((3,), torch.float32, "meta")
+
+
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("in_dim", [0, 1, 2, 3])
+def test_vmap(in_dim, p):
+    x = random((2, 3, 4, 5))
+    got = vmap(lambda x: row_norms(x, p), in_dims=in_dim)(x)
+    assert_close(got, torch.stack([row_norms(part, p) for part in x.unbind(in_dim)]))
+
+
+def test_nested_vmap():
+    x = random((2, 3, 4, 5))
+    assert_close(vmap(vmap(row_norms))(x), x.square().sum(-1).sqrt())
+    assert_close(vmap(vmap(row_norms))(x[..., 0]), x[..., 0].abs())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled(device):
+    torch.compiler.reset()
+    compiled = torch.compile(row_norms, fullgraph=True)
+    for n, p in itertools.product([3, 4, 7], P):
+        x = random((n, 2, 5), device=device)
+        assert torch.equal(compiled(x, p), row_norms(x, p))
+
+
+def test_compiled_on_gradients():
+    def gradient_norms(weight, inputs):
+        gradients = vmap(grad(lambda w, x: (w * x).sin().sum()), in_dims=(None, 0))(weight, inputs)
+        return row_norms(gradients)
+
+    torch.compiler.reset()
+    weight, inputs = random((5,)), random((6, 5))
+    compiled = torch.compile(gradient_norms, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(weight, inputs), gradient_norms(weight, inputs))
+
+
+@pytest.mark.parametrize(
+    ("error", "x", "p", "message"),
+    [
+        (
+            ValueError, torch.tensor(1.0), 2,
+            "x must have shape (n, ...), got a 0-d tensor; for one row, pass x[None]",
+        ),
+        (
+            TypeError, torch.ones(2, 2, dtype=torch.int64), 2,
+            "x must be float16, bfloat16, float32 or float64, got torch.int64; "
+            "convert it, for example by x.float()",
+        ),
+        (
+            TypeError, torch.ones(2, 2, dtype=torch.complex64), 2,
+            "x must be float16, bfloat16, float32 or float64, got torch.complex64; "
+            "convert it, for example by x.float()",
+        ),
+        *(
+            (
+                ValueError, torch.ones(2, 2), p,
+                f"p must be 1, 2 or math.inf, got {p!r}; for others, use torch.linalg.vector_norm",
+            )
+            for p in (3, -math.inf, math.nan, "fro")
+        ),
+    ],
+)  # fmt: skip
+def test_errors(error, x, p, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        row_norms(x, p)
+
+
+@pytest.mark.parametrize("derive", [lambda x: jvp(row_norms, (x,), (x,)), jacfwd(row_norms)])
+def test_no_forward_derivative(derive):
+    message = (
+        "row_norms has no forward-mode derivative, got x with a tangent; pass x.detach(), or "
+        "use torch.linalg.vector_norm inside the differentiated function"
+    )
+    with pytest.raises(NotImplementedError, match=f"^{re.escape(message)}$"):
+        derive(random((3, 4)))
+
+
+def test_detached_under_forward_differentiation():
+    x = random((3, 4))
+    value, tangent = jvp(lambda x: row_norms(x.detach()) + x[:, 0], (x,), (x,))[:2]
+    assert_close(value, row_norms(x) + x[:, 0])
+    assert_close(tangent, x[:, 0])
+
+
+def test_no_backward_derivative():
+    norms = row_norms(random((3, 4)).requires_grad_())
+    with pytest.raises(RuntimeError, match=r"backward through memtools.row_norms.*no autograd"):
+        norms.sum().backward()
+
+
+@pytest.mark.skipif(INTERPRET, reason="the interpreter is a part of Triton")
+def test_without_triton():
+    code = """
+        import sys
+        sys.modules["triton"] = None
+        import torch
+        from memtools_kernels import row_norms
+        print(row_norms(torch.tensor([[3.0, 4.0]])).item())
+    """
+    code = "\n".join(line.strip() for line in code.splitlines())
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "5.0\n"), run.stderr

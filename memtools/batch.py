@@ -1,6 +1,7 @@
 """What a batch has to be, checked by every metric call, and the losses of its examples."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ def check_batch(inputs: Tensor, targets: Tensor | None = None) -> None:
         TypeError: If an argument is no tensor.
         ValueError: If the batch is empty, integer, or of another length than the targets.
     """
-    for name, value in (("inputs", inputs), ("targets", targets)):
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    _check_tensor("inputs", inputs)
+    if targets is not None:
+        _check_tensor("targets", targets)
     if inputs.ndim == 0:
         raise ValueError("inputs must have shape (n, ...), got a scalar; add a batch dimension")
     if len(inputs) == 0:
@@ -32,13 +33,13 @@ def check_batch(inputs: Tensor, targets: Tensor | None = None) -> None:
         )
     if not inputs.is_floating_point():
         raise ValueError(
-            f"inputs must be floating point, got {inputs.dtype}: integers have no gradient; scale "
+            f"inputs must be real floating point, got {inputs.dtype}, which has no gradient; scale "
             "pixels with inputs.float() / 255, or pass token embeddings in place of token ids"
         )
     if targets is not None and (targets.ndim == 0 or len(targets) != len(inputs)):
         raise ValueError(
             f"targets must have one entry for each of the {len(inputs)} inputs, "
-            f"got shape {tuple(targets.shape)}"
+            f"got shape {tuple(targets.shape)}; slice both alike"
         )
 
 
@@ -61,15 +62,29 @@ def check_logits(logits: Tensor, n: int | None = None) -> None:
         n: Number of examples that went in; ``None`` takes any.
 
     Raises:
+        TypeError: If it is no tensor.
         ValueError: If the shape is another, or a value is NaN or infinite.
     """
+    _check_tensor("logits", logits)
+    _check_shape(logits, n)
+    check_finite(logits)
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, got {type(value).__name__}; convert it with torch.as_tensor"
+        )
+
+
+def _check_shape(logits: Tensor, n: int | None) -> None:
     if logits.ndim != 2 or logits.shape[1] < 2 or n not in (None, len(logits)):
         rows = "n" if n is None else n
         raise ValueError(
             f"logits must have shape ({rows}, C) with C >= 2 classes, got {tuple(logits.shape)}; "
-            "a model with a single output per example needs a second column, for instance zeros"
+            "a model with a single output per example needs a second column, for instance zeros, "
+            "and one that squeezes must keep the batch dimension of a single example"
         )
-    check_finite(logits)
 
 
 def check_finite(logits: Tensor) -> None:
@@ -78,12 +93,17 @@ def check_finite(logits: Tensor) -> None:
     Raises:
         ValueError: If there is one.
     """
-    finite = torch.isfinite(logits.detach()).flatten(1).all(dim=1)
+    _check_finite("logits", logits, "check the inputs for NaN, or the training for divergence")
+
+
+def _check_finite(name: str, values: Tensor, remedy: str) -> None:
+    finite = torch.isfinite(values.detach())
+    finite = finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten()
         raise ValueError(
-            f"logits of {len(bad)} of {len(logits)} examples are NaN or infinite (first: example "
-            f"{int(bad[0])}); check the inputs for NaN, or the training for divergence"
+            f"{name} of {len(bad)} of {len(values)} examples are NaN or infinite (first: example "
+            f"{int(bad[0])}); {remedy}"
         )
 
 
@@ -95,13 +115,16 @@ def check_targets(targets: Tensor, num_classes: int) -> None:
         num_classes: Number of classes C.
 
     Raises:
+        TypeError: If it is no tensor.
         ValueError: If the shape, the dtype or a value is another.
     """
+    _check_tensor("targets", targets)
     integer = not targets.is_floating_point() and targets.dtype != torch.bool
     if targets.ndim != 1 or not integer:
         raise ValueError(
             "targets must be class numbers of shape (n,) and an integer dtype, "
-            f"got shape {tuple(targets.shape)} and {targets.dtype}"
+            f"got shape {tuple(targets.shape)} and {targets.dtype}; convert them with "
+            "targets.long()"
         )
     if len(targets) == 0:
         return
@@ -126,38 +149,70 @@ def per_example_losses(loss_fn: LossFunction | None, logits: Tensor, targets: Te
         Losses of shape ``(n,)``, attached to the graph of ``logits``.
 
     Raises:
-        ValueError: If logits are not finite, targets are out of range, or the loss is averaged.
+        TypeError: If ``loss_fn`` returns no tensor.
+        ValueError: If logits or losses are not finite, targets are out of range, or the loss is
+            averaged.
     """
     if loss_fn is None:
-        check_logits(logits)
-        if targets.shape != logits.shape:
+        check_logits(logits, len(targets))
+        if targets.shape == logits.shape:
+            _check_soft_targets(targets)
+        else:
             check_targets(targets, logits.shape[1])
-    else:
-        check_finite(logits)
-    return unchecked_losses(loss_fn, logits, targets)
+        return unchecked_losses(None, logits, targets)
+    if logits.ndim == 0 or len(logits) != len(targets):
+        raise ValueError(
+            f"logits must have one row for each of the {len(targets)} examples, "
+            f"got shape {tuple(logits.shape)}; keep the batch dimension in the model"
+        )
+    check_finite(logits)
+    losses = unchecked_losses(loss_fn, logits, targets)
+    _check_finite("losses", losses, "look for log(0) or a division by zero in loss_fn")
+    return losses
 
 
 def unchecked_losses(loss_fn: LossFunction | None, logits: Tensor, targets: Tensor) -> Tensor:
     """As :func:`per_example_losses`, for traced code: shapes are checked, values are not.
 
     Raises:
-        ValueError: If the loss is averaged.
+        TypeError: If ``loss_fn`` returns no tensor.
+        ValueError: If logits are of another shape, or the loss is averaged.
     """
     if loss_fn is None:
+        _check_shape(logits, len(targets))
         if not targets.is_floating_point():
             targets = targets.long()
         return F.cross_entropy(logits, targets, reduction="none")
     losses = loss_fn(logits, targets)
-    check_losses(losses, len(logits))
+    check_losses(losses, len(targets))
     return losses
+
+
+def _check_soft_targets(targets: Tensor) -> None:
+    if not targets.is_floating_point():
+        raise ValueError(
+            f"targets of the shape of the logits must be probabilities, got {targets.dtype}; "
+            "convert one-hot rows with targets.float(), or pass class numbers of shape (n,)"
+        )
+    if not bool((targets >= 0).all()) or not bool(targets.isfinite().all()):
+        raise ValueError(
+            "targets of the shape of the logits must be probabilities, got NaN, infinite or "
+            "negative values; apply softmax to logits first"
+        )
 
 
 def check_losses(losses: Tensor, n: int) -> None:
     """Raise unless ``losses`` holds one loss for each of ``n`` examples.
 
     Raises:
+        TypeError: If it is no tensor.
         ValueError: If it is averaged, or of another shape.
     """
+    if not isinstance(losses, Tensor):
+        raise TypeError(
+            f"loss_fn must return a tensor of shape ({n},), got {type(losses).__name__}; do not "
+            "call .item() in it"
+        )
     if losses.ndim == 0:
         raise ValueError(
             "loss_fn must return the losses of single examples, shape (n,), got one number that is "

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from memtools import __version__
 from memtools.extras import require
@@ -44,12 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"memtools: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     from memtools.studies import STUDIES
 
-    parser = argparse.ArgumentParser(
-        "memtools", description="Is my network learning or memorising?"
-    )
+    parser = _Parser("memtools", description="Is my network learning or memorising?")
     parser.add_argument("--version", action="version", version=f"memtools {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     study = commands.add_parser("study", help="run an experiment of the paper")
@@ -97,7 +102,12 @@ def _run_memorization(out: Path, resume: bool, **given: Any) -> None:
     if recorded is None:
         config = memorization.Config.suited(**given)
     else:
-        config = memorization.Config(**recorded | given)
+        try:
+            config = memorization.Config(**recorded | given)
+        except TypeError as error:
+            raise ValueError(
+                f"out {out} holds a run of another version of memtools; name another --out"
+            ) from error
     data = memorization.prepare(config)
     total = len(memorization.cells(config)) * config.epochs
     with _progress(total) as tell:
@@ -134,24 +144,30 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 def _show(folder: Any, config: Any, data: Any) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from memtools.report import write_report
     from memtools.studies.summary import COLUMNS, summarise
 
-    summary = summarise(folder)
+    summary = summarise(folder, len(data.validation))
     page = write_report(folder, config, data, summary)
     console = Console()
-    table = Table(title=f"{config.dataset}: {len(data.train)} training examples")
+    table = Table(
+        title=f"{config.dataset}: {len(data.train):,} training examples",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
     for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
     for row in summary.table:
         table.add_row(*row)
     console.print(table)
     for sentence in summary.sentences:
         console.print(f"• {sentence}", highlight=False)
-    console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
+    console.print(f"\nReport: {page.resolve().as_uri()}", highlight=False, soft_wrap=True)
 
 
 def _one_line(error: BaseException) -> str:

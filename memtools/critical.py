@@ -112,15 +112,21 @@ def find_critical(
     check_batch(inputs)
     box = _Box.around(inputs, radius, bounds)
     if method != "lass":
-        raise ValueError(f'method must be "lass", got {method!r}')
+        raise ValueError(f'method must be "lass", got {method!r}; there is no other yet')
     if gradient_at not in ("moving", "start"):
-        raise ValueError(f'gradient_at must be "moving" or "start", got {gradient_at!r}')
+        raise ValueError(
+            f'gradient_at must be "moving" or "start", got {gradient_at!r}; leave it out for the '
+            "authors' code"
+        )
     if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}; the default is 100")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}; None takes all at once")
-    alpha = box.radius * STEP_OVER_RADIUS if step_size is None else step_size
-    beta = box.radius * NOISE_OVER_RADIUS if noise is None else noise
+    alpha, beta = box.radius * STEP_OVER_RADIUS, box.radius * NOISE_OVER_RADIUS
+    if step_size is not None:
+        alpha = _per_example("step_size", step_size, inputs)
+    if noise is not None:
+        beta = _per_example("noise", noise, inputs)
     if generator is None:
         generator = torch.Generator(inputs.device).manual_seed(0)
 
@@ -188,21 +194,16 @@ class _Box:
         radius: float | Tensor,
         bounds: tuple[float | Tensor, float | Tensor] | None,
     ) -> "_Box":
-        as_inputs = {"dtype": inputs.dtype, "device": inputs.device}
-        radius = torch.as_tensor(radius, **as_inputs)
-        if not bool((radius >= 0).all()) or not bool(radius.isfinite().all()):
-            raise ValueError(f"radius must be finite and not negative, got {radius.tolist()}")
-        try:
-            radius.expand(inputs.shape[1:])
-        except RuntimeError:
-            raise ValueError(
-                f"radius must broadcast against one example of shape {tuple(inputs.shape[1:])}, "
-                f"got shape {tuple(radius.shape)}; a value per channel has shape (C, 1, 1)"
-            ) from None
+        radius = _per_example("radius", radius, inputs)
         if bounds is None:
             return cls(radius, None, None)
-        low, high = (torch.as_tensor(b, **as_inputs) for b in bounds)
-        if bool((inputs < low).any()) or bool((inputs > high).any()):
+        if len(bounds) != 2:
+            raise ValueError(
+                f"bounds must be the smallest and the largest input, got {len(bounds)} values; "
+                "pass for instance (0, 1)"
+            )
+        low, high = (_broadcast("bounds", bound, inputs) for bound in bounds)
+        if not bool((low <= inputs).all()) or not bool((inputs <= high).all()):
             raise ValueError(
                 f"bounds must contain the inputs, got {bounds} for inputs from "
                 f"{float(inputs.min()):g} to {float(inputs.max()):g}; use the inputs' own units"
@@ -214,18 +215,41 @@ class _Box:
         return points if self.low is None else torch.clamp(points, self.low, self.high)
 
 
+def _per_example(name: str, value: float | Tensor, inputs: Tensor) -> Tensor:
+    value = _broadcast(name, value, inputs)
+    if not bool((value >= 0).all()) or not bool(value.isfinite().all()):
+        raise ValueError(
+            f"{name} must be finite and not negative, got {value.tolist()}; "
+            "it is a length in the units of the inputs"
+        )
+    return value
+
+
+def _broadcast(name: str, value: float | Tensor, inputs: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=inputs.dtype, device=inputs.device)
+    try:
+        value.expand(inputs.shape[1:])
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast against one example of shape {tuple(inputs.shape[1:])}, "
+            f"got shape {tuple(value.shape)}; a value per channel has shape (C, 1, 1)"
+        ) from None
+    return value
+
+
 def _lass(
     forward: Forward,
     inputs: Tensor,
     box: _Box,
     *,
-    alpha: float | Tensor,
-    beta: float | Tensor,
+    alpha: Tensor,
+    beta: Tensor,
     max_steps: int,
     gradient_at_start: bool,
     generator: torch.Generator,
     batch_size: int,
 ) -> CriticalSearch:
+    forward.refuse_coupling(inputs)
     predicted, signs = _look(forward, inputs, batch_size)
     points = inputs.clone()
     first_step = torch.full((len(inputs),), NEVER, device=inputs.device)

@@ -2,19 +2,24 @@
 
 Every call of a user's model goes through :func:`untouched`. What it keeps as it was, also when the
 call raises: weights, ``.grad``, ``requires_grad``, buffers (BatchNorm statistics among them), the
-train/eval flag of every submodule, the global random state of the CPU and of the model's devices,
-gradient and inference mode, autocast.
+train/eval flag and every other attribute of every submodule, the global random state of torch on
+the CPU and on the model's devices, of NumPy and of Python, gradient and inference mode, autocast.
 """
 
+import pickle
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Forward", "untouched", "unwrap"]
+__all__ = ["Forward", "leaf", "plain", "untouched", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -36,18 +41,24 @@ def unwrap(model: nn.Module) -> nn.Module:
 class Forward:
     """The model as a function of its inputs, over aliases of its weights and copies of its buffers.
 
+    Every call starts from the same buffers, so that a result does not depend on the calls before.
+
     Attributes:
         model: The unwrapped module.
-        parameters: Detached aliases of the weights by name; a tied weight appears once.
+        parameters: Detached aliases of the weights by name, copies where the model writes to
+            them; a tied weight appears once.
         trainable: Names of the weights with ``requires_grad``.
-        buffers: Copies, so that what a forward pass writes into them is lost.
+        buffers: Detached aliases by name; a forward pass writes into copies of them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.parameters = {name: p.detach() for name, p in model.named_parameters()}
+        self.parameters = {name: plain(p) for name, p in model.named_parameters()}
+        if any(getattr(module, "max_norm", None) is not None for module in model.modules()):
+            # An embedding with max_norm writes to its own weight when it is called.
+            self.parameters = {name: p.clone() for name, p in self.parameters.items()}
         self.trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        self.buffers = {name: b.detach() for name, b in model.named_buffers()}
         self._devices = _devices(model)
         self._random_state = _random_state(self._devices)
 
@@ -59,7 +70,8 @@ class Forward:
         """Logits under other weights than the model's own."""
         # The copy lets a model work in place on its input: a leaf that requires a gradient, or
         # the user's own tensor, must not be written to.
-        output = functional_call(self.model, (parameters, self.buffers), (inputs.clone(),))
+        buffers = {name: b.clone() for name, b in self.buffers.items()}
+        output = functional_call(self.model, (parameters, buffers), (inputs.clone(),))
         output = getattr(output, "logits", output)  # Hugging Face models return a record
         if not isinstance(output, Tensor):
             raise ValueError(
@@ -74,14 +86,43 @@ class Forward:
         Raises:
             ValueError: If it has.
         """
-        now = _random_state(self._devices)
-        if any(not torch.equal(a, b) for a, b in zip(self._random_state, now, strict=True)):
+        if not _same(self._random_state, _random_state(self._devices)):
             active = [n for n, m in self.model.named_modules() if _is_active_dropout(m)]
             where = f" (active: {', '.join(active)})" if active else ""
             raise ValueError(
                 f"model drew random numbers in its forward pass{where}, so that the result would "
                 "be one random draw; switch dropout and noise off with model.eval() first"
             )
+
+    def refuse_coupling(self, inputs: Tensor) -> None:
+        """Raise if the logits of one of two examples depend on the input of the other.
+
+        Raises:
+            ValueError: If they do.
+        """
+        if len(inputs) < 2:
+            return
+        x = leaf(inputs[:2])
+        with torch.enable_grad():
+            logits = self(x)
+            if logits.ndim == 0 or len(logits) != 2 or not logits.requires_grad:
+                return  # the caller has an error of its own for these
+            rows = logits.flatten(1) if logits.ndim > 1 else logits[:, None]
+            # Not the plain sum, which is constant for a model that ends in a softmax.
+            values = (rows * torch.arange(1, rows.shape[1] + 1).to(rows)).sum(1).unbind()
+        for value, own, other in ((values[0], 0, 1), (values[1], 1, 0)):
+            (gradient,) = torch.autograd.grad(value, x, retain_graph=True, allow_unused=True)
+            if gradient is None:
+                return
+            size = gradient.abs().float().reshape(2, -1).sum(1)
+            # Not above zero: a kernel may leave rounding errors in a neighbour's row.
+            if bool(size[other] > torch.finfo(gradient.dtype).eps * size[own]):
+                raise ValueError(
+                    "model couples the examples of a batch: the logits of one example depend on "
+                    "the input of another, so that no example has a value of its own; normalise "
+                    "each example by itself, and give attention and recurrent layers "
+                    "batch_first=True"
+                )
 
 
 @contextmanager
@@ -103,6 +144,7 @@ def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)
     modes = [(module, module.training) for module in model.modules()]
+    attributes = [(module, vars(module).copy()) for module in model.modules()]
     devices = _devices(model)
     state = _random_state(devices)
     try:
@@ -112,18 +154,40 @@ def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward
             for module, _ in modes:
                 module.training = False
         _refuse_coupled(model)
-        with torch.inference_mode(False), torch.enable_grad():
+        # Compiled parts run eagerly: gradients of single examples would recompile them, and use up
+        # the recompilations that the user's own training may need.
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.inference_mode(False), torch.enable_grad(), eager:
             yield Forward(model)
     finally:
         for module, training in modes:
             module.training = training
+        for module, before in attributes:
+            _restore_attributes(module, before)
         _restore_random_state(devices, state)
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """A view of a user's tensor for autograd to compute with; a copy if it is an inference tensor.
+
+    An inference tensor cannot be saved for a backward pass.
+    """
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
 def leaf(tensor: Tensor) -> Tensor:
-    """A view of a user's tensor that autograd may start from; the user's own stays as it was."""
-    detached = tensor.clone() if tensor.is_inference() else tensor.detach()
-    return detached.requires_grad_()
+    """As :func:`plain`, for autograd to start from; the user's own tensor stays as it was."""
+    return plain(tensor).requires_grad_()
+
+
+def _restore_attributes(module: nn.Module, before: dict[str, Any]) -> None:
+    """Undo what a forward pass has set on a module: counters, cached activations."""
+    now = vars(module)
+    for name in now.keys() - before.keys():
+        del now[name]
+    for name, value in before.items():
+        if name not in now or now[name] is not value:
+            now[name] = value
 
 
 def _refuse_coupled(model: nn.Module) -> None:
@@ -151,21 +215,38 @@ def _devices(model: nn.Module) -> list[torch.device]:
     return sorted((d for d in found if d.type != "cpu"), key=str)
 
 
-def _random_state(devices: list[torch.device]) -> list[Tensor]:
+@dataclass(frozen=True)
+class _RandomState:
+    torch: list[Tensor]
+    numpy: dict[str, Any]
+    python: tuple[Any, ...]
+
+
+def _random_state(devices: list[torch.device]) -> _RandomState:
     states = [torch.get_rng_state()]
     for device in devices:
         module = torch.get_device_module(device)
         states.append(
             module.get_rng_state(device) if device.type == "cuda" else module.get_rng_state()
         )
-    return states
+    return _RandomState(states, np.random.get_state(legacy=False), random.getstate())  # noqa: NPY002
 
 
-def _restore_random_state(devices: list[torch.device], states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for device, state in zip(devices, states[1:], strict=True):
+def _same(a: _RandomState, b: _RandomState) -> bool:
+    return (
+        all(torch.equal(x, y) for x, y in zip(a.torch, b.torch, strict=True))
+        and pickle.dumps(a.numpy) == pickle.dumps(b.numpy)
+        and a.python == b.python
+    )
+
+
+def _restore_random_state(devices: list[torch.device], state: _RandomState) -> None:
+    torch.set_rng_state(state.torch[0])
+    for device, device_state in zip(devices, state.torch[1:], strict=True):
         module = torch.get_device_module(device)
         if device.type == "cuda":
-            module.set_rng_state(state, device)
+            module.set_rng_state(device_state, device)
         else:
-            module.set_rng_state(state)
+            module.set_rng_state(device_state)
+    np.random.set_state(state.numpy)  # noqa: NPY002
+    random.setstate(state.python)

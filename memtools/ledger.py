@@ -24,6 +24,11 @@ SUMMARIES = {
 }
 """What the mean over presentations is called, by column; ``csl`` is the sum."""
 
+RESERVED = {"index", "presentations", "variability", "forgetting_events", "learning_time"} | {
+    summary for column, summary in SUMMARIES.items() if summary not in SUMMARIES
+}
+"""Columns of the table of scores that are no score of their own."""
+
 
 class Ledger:
     """Keeps what each example scored at each of its presentations.
@@ -158,7 +163,7 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """Everything the ledger holds, as tensors that :func:`torch.save` keeps."""
         return {
-            "presentations": torch.from_numpy(self.presentations),
+            "presentations": torch.from_numpy(self.presentations.copy()),
             "columns": {c: torch.from_numpy(self.history(c).copy()) for c in self._columns},
         }
 
@@ -168,7 +173,7 @@ class Ledger:
         Raises:
             ValueError: If it is of another number of examples.
         """
-        presentations = state["presentations"].numpy().copy()
+        presentations = state["presentations"].cpu().numpy().copy()
         if len(presentations) != self.num_examples:
             raise ValueError(
                 f"state holds {len(presentations)} examples, this ledger {self.num_examples}"
@@ -177,7 +182,7 @@ class Ledger:
         self._columns = {}
         self._reserve(int(presentations.max()), list(state["columns"]))
         for name, history in state["columns"].items():
-            self._columns[name][:, : history.shape[1]] = history.numpy()
+            self._columns[name][:, : history.shape[1]] = history.cpu().numpy()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a Parquet file: one row per example, each score a list over its presentations.
@@ -197,7 +202,10 @@ class Ledger:
         for name in self._columns:
             columns[name] = pa.ListArray.from_arrays(offsets, self.history(name)[happened])
         with replace_atomically(path) as temporary:
-            parquet.write_table(pa.table(columns), temporary, compression="zstd")
+            # Scores hardly repeat: a dictionary of them would only take room.
+            parquet.write_table(
+                pa.table(columns), temporary, compression="zstd", use_dictionary=False
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Ledger":
@@ -210,11 +218,16 @@ class Ledger:
             The ledger.
 
         Raises:
-            ValueError: If the file is no ledger.
+            ValueError: If the file is no ledger, or its rows are not in order.
         """
         table = require("pyarrow.parquet").read_table(Path(path))
         if not {"index", "presentations"} <= set(table.column_names):
             raise ValueError(f"{path} is no ledger: it has the columns {table.column_names}")
+        if not np.array_equal(table["index"], np.arange(table.num_rows)):
+            raise ValueError(
+                f"{path} does not hold the examples 0..{table.num_rows - 1} in order; "
+                "sort it by `index`, and keep all rows"
+            )
         ledger = cls(table.num_rows)
         presentations = table["presentations"].to_numpy().astype(np.int64)
         happened = np.arange(int(presentations.max())) < presentations[:, None]
@@ -243,7 +256,7 @@ class Ledger:
         elif loss is not None:
             values = {"loss": loss}
         for name, value in given.items():
-            if name in values or name in ("index", "presentations"):
+            if name in values or name in RESERVED:
                 raise ValueError(f"{name} is a column of the ledger's own; choose another name")
             values[name] = value
         if not values:

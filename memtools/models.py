@@ -66,10 +66,14 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(width=width, depth=depth, num_classes=num_classes)
-        layers: list[nn.Module] = [*_disturb(input_dropout, input_noise), nn.Flatten()]
+        layers: list[nn.Module] = [
+            *_disturb(input_dropout=input_dropout, input_noise=input_noise),
+            nn.Flatten(),
+        ]
         features = prod(input_shape)
         for _ in range(depth):
-            layers += [nn.Linear(features, width), nn.ReLU(), *_disturb(dropout, hidden_noise)]
+            layers += [nn.Linear(features, width), nn.ReLU()]
+            layers += _disturb(dropout=dropout, hidden_noise=hidden_noise)
             features = width
         self.layers = nn.Sequential(*layers, nn.Linear(features, num_classes))
 
@@ -97,13 +101,13 @@ class TinyMLP(MLP):
     def __init__(
         self, input_shape: Sequence[int], num_classes: int, *, width: int = 16, depth: int = 2
     ) -> None:
-        channels, *sides = _image_shape(input_shape)
-        self.sides = [min(side, self.SIDE) for side in sides]
+        channels, height, breadth = _image_shape(input_shape)
+        self.sides = (min(height, self.SIDE), min(breadth, self.SIDE))
         super().__init__((channels, *self.sides), num_classes, width=width, depth=depth)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of shape ``(n, num_classes)``."""
-        if list(inputs.shape[-2:]) != self.sides:
+        if tuple(inputs.shape[-2:]) != self.sides:
             inputs = F.adaptive_avg_pool2d(inputs, self.sides)
         return super().forward(inputs)
 
@@ -154,7 +158,7 @@ class SmallAlexNet(nn.Module):
                 f"{tuple(input_shape)}"
             )
         self.crop = crop
-        layers: list[nn.Module] = [*_disturb(input_dropout, input_noise)]
+        layers = _disturb(input_dropout=input_dropout, input_noise=input_noise)
         for _ in range(depth):
             layers += [
                 nn.Conv2d(channels, width, 5, padding=2),
@@ -169,7 +173,7 @@ class SmallAlexNet(nn.Module):
         for units in (384, 192):
             units = max(1, round(units * width / 200))
             layers += [nn.Linear(features, units), nn.BatchNorm1d(units), nn.ReLU()]
-            layers += _disturb(dropout, hidden_noise)
+            layers += _disturb(dropout=dropout, hidden_noise=hidden_noise)
             features = units
         self.layers = nn.Sequential(*layers, nn.Linear(features, num_classes))
 
@@ -202,10 +206,14 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, **settings: f
     return MODELS[name](input_shape, num_classes, **settings)  # type: ignore[arg-type]
 
 
-def _disturb(dropout: float, noise: float) -> list[nn.Module]:
+def _disturb(**settings: float) -> list[nn.Module]:
+    """Dropout and noise by the names of their settings, so that an error can name them."""
+    (dropout_name, dropout), (noise_name, noise) = settings.items()
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and less than 1, got {dropout}")
-    disturbances = []
+        raise ValueError(f"{dropout_name} must be at least 0 and less than 1, got {dropout}")
+    if not noise >= 0:
+        raise ValueError(f"{noise_name} must not be negative, got {noise}")
+    disturbances: list[nn.Module] = []
     if noise:
         disturbances.append(GaussianNoise(noise))
     if dropout:

@@ -107,35 +107,42 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
 def forgetting_events(correct: Tensor) -> Tensor:
     """How often each example went from right to wrong (Toneva et al. 2019).
 
-    An example that was never right counts as many events as it has presentations, so that the
-    hardest examples rank hardest, as in the authors' code.
+    An example that was never right counts T events, as in the authors' code, so that the hardest
+    examples rank hardest.
 
     Args:
-        correct: History of shape ``(n, T)``; NaN marks a presentation that did not take place,
-            and may stand only at the end of a row.
+        correct: History of shape ``(n, T)`` of zeros and ones; NaN marks a presentation that did
+            not take place, and is left out.
 
     Returns:
         Shape ``(n,)``, float32; NaN for an example without a presentation; higher is harder.
+
+    Raises:
+        ValueError: If the history is of another shape or has other values.
     """
+    correct = _compact(correct)
     happened = ~correct.isnan()
     right = correct == 1
     events = (right[:, :-1] & ~right[:, 1:] & happened[:, 1:]).sum(1)
-    presentations = happened.sum(1)
-    events = torch.where(right.any(1), events, presentations).float()
-    return torch.where(presentations > 0, events, torch.nan)
+    events = torch.where(right.any(1), events, correct.shape[1]).float()
+    return torch.where(happened.any(1), events, torch.nan)
 
 
 def learning_time(correct: Tensor) -> Tensor:
     """Number of the presentation, counted from 1, from which on each example stays right.
 
     Args:
-        correct: History of shape ``(n, T)``; NaN marks a presentation that did not take place,
-            and may stand only at the end of a row.
+        correct: History of shape ``(n, T)`` of zeros and ones; NaN marks a presentation that did
+            not take place, and is left out.
 
     Returns:
         Shape ``(n,)``, float32; infinite for an example that is wrong at the last presentation,
         NaN for one without a presentation; higher is harder.
+
+    Raises:
+        ValueError: If the history is of another shape or has other values.
     """
+    correct = _compact(correct)
     happened = ~correct.isnan()
     presentations = happened.sum(1)
     wrong = happened & (correct == 0)
@@ -151,10 +158,25 @@ def _checked(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if len(targets) != len(logits):
         raise ValueError(
             f"targets must have one entry for each of the {len(logits)} rows of logits, "
-            f"got shape {tuple(targets.shape)}"
+            f"got shape {tuple(targets.shape)}; slice both alike"
         )
     logits = logits.detach()
     return logits if logits.dtype == torch.float64 else logits.float(), targets.long()
+
+
+def _compact(correct: Tensor) -> Tensor:
+    """The history of every example with its gaps moved to the end."""
+    if correct.ndim != 2:
+        raise ValueError(
+            f"correct must have shape (n, T), got {tuple(correct.shape)}; "
+            "a single example is correct[None]"
+        )
+    missing = correct.isnan()
+    if not bool(((correct == 0) | (correct == 1) | missing).all()):
+        raise ValueError(
+            "correct must hold 0, 1 or NaN, got other values; compare predictions with targets"
+        )
+    return correct.gather(1, missing.to(torch.uint8).argsort(dim=1, stable=True))
 
 
 def _pick(values: Tensor, targets: Tensor) -> Tensor:

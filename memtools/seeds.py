@@ -1,6 +1,7 @@
 """Independent random streams from one seed."""
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,11 +14,16 @@ def derive_seed(*parts: int | str) -> int:
     """A seed of its own for each purpose, for instance ``derive_seed(seed, "order", epoch)``.
 
     Args:
-        *parts: What the stream is for; the same parts always give the same seed.
+        *parts: What the stream is for; the same parts always give the same seed, whether a number
+            is Python's, NumPy's or a tensor.
 
     Returns:
         A number below 2**63.
+
+    Raises:
+        TypeError: If a part is neither text nor a whole number.
     """
+    parts = tuple(part if isinstance(part, str) else int(operator.index(part)) for part in parts)
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -1,5 +1,6 @@
 """Random labels and random inputs, put into any data set, with a mask of what was touched."""
 
+import operator
 from typing import Any, Literal
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from memtools import seeds
-from memtools.data.tensors import targets_of
+from memtools.batch import check_targets
+from memtools.data.tensors import column, targets_of
 
 __all__ = ["Noisy", "random_inputs", "random_labels"]
 
@@ -34,9 +36,9 @@ class Noisy(Dataset[tuple[Any, int, int]]):
     ) -> None:
         self.base = base
         self.targets = targets
-        below = getattr(base, "clean_targets", None)
+        below = column(base, "clean_targets")
         self.clean_targets = targets_of(base) if below is None else below.cpu()
-        already = getattr(base, "is_corrupted", None)
+        already = column(base, "is_corrupted")
         self.is_corrupted = chosen if already is None else chosen | already.cpu()
         self._chosen = chosen
         self._input_noise = input_noise
@@ -45,6 +47,7 @@ class Noisy(Dataset[tuple[Any, int, int]]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int, int]:
+        index = operator.index(index)  # a sampler may give NumPy's numbers or tensors
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} examples")
         value = self.base[index][0]
@@ -79,7 +82,7 @@ def random_labels(
         A :class:`Noisy` view of the data.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the targets are no class numbers.
 
     Example:
         >>> from memtools.data import Tensors, random_labels
@@ -90,8 +93,9 @@ def random_labels(
     """
     if mode not in ("uniform", "other", "permuted"):
         raise ValueError(f'mode must be "uniform", "other" or "permuted", got {mode!r}')
-    targets = targets_of(dataset).long().clone()
+    targets = targets_of(dataset).clone()
     classes = int(targets.max()) + 1 if num_classes is None else num_classes
+    check_targets(targets, classes)
     if mode == "other" and classes < 2:
         raise ValueError(f"num_classes must be at least 2 for mode='other', got {classes}")
     chosen = _choose(len(targets), fraction, seed)
@@ -135,7 +139,7 @@ def random_inputs(
     """
     if statistics not in ("all", "channel", "element"):
         raise ValueError(f'statistics must be "all", "channel" or "element", got {statistics!r}')
-    targets = targets_of(dataset).long().clone()
+    targets = targets_of(dataset)
     chosen = _choose(len(targets), fraction, seed)
     mean, std = _mean_and_std(dataset, statistics)
     return Noisy(dataset, targets, chosen, (mean, std, seed))
@@ -162,11 +166,17 @@ def _mean_and_std(dataset: Any, statistics: str) -> tuple[Tensor, Tensor]:
                 "add a transform such as torchvision's ToTensor"
             )
         value = value.double().cpu()
+        if i and value.shape != total.shape:
+            raise ValueError(
+                f"dataset must give inputs of one shape, got {tuple(total.shape)} and "
+                f"{tuple(value.shape)} (example {i}); resize or crop them first"
+            )
         total = total + value
         squares = squares + value.square()
     mean, second = total / len(dataset), squares / len(dataset)
     if statistics != "element":
         keep = 0 if statistics == "channel" else -1
         dims = [d for d in range(mean.ndim) if d != keep]
-        mean, second = mean.mean(dims, keepdim=True), second.mean(dims, keepdim=True)
+        if dims:  # torch takes none as all
+            mean, second = mean.mean(dims, keepdim=True), second.mean(dims, keepdim=True)
     return mean.float(), (second - mean.square()).clamp(min=0).sqrt().float()

@@ -3,6 +3,7 @@
 import gzip
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["NAMES", "Indexed", "Split", "load"]
 IDX_FILES = [
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 ]
+HOW_TO_GET = "give their folder as data_dir, or allow the download (--data-dir DIR, --download)"
 IMAGE_FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val", "test")}
 
 
@@ -76,8 +78,8 @@ def load(
 
     Args:
         name: ``"digits"`` (scikit-learn's 1,797 of 8x8, needs no files), ``"fashion-mnist"``,
-            ``"mnist"``, ``"cifar10"``, or ``"folder"`` (one folder of images per class, under
-            ``train`` and ``val`` or all together, of which a fifth is then held out).
+            ``"mnist"``, ``"cifar10"``, or ``"folder"`` (one folder of images per class, all
+            together or under ``train`` and ``val``; without a ``val``, a fifth is held out).
         data_dir: Where the files are, or go when they are downloaded; ``None`` is ``./data``.
             IDX files may lie there directly, gzipped or not, or as torchvision keeps them.
         download: Whether torchvision may download what is missing.
@@ -90,7 +92,7 @@ def load(
         A :class:`Split`.
 
     Raises:
-        ValueError: If the name is unknown or a size cannot be had.
+        ValueError: If the name is unknown, a size cannot be had, or a file is damaged.
         FileNotFoundError: If files are missing; the message says where and what would help.
         ModuleNotFoundError: If the digits are asked for without scikit-learn.
     """
@@ -161,7 +163,7 @@ def _idx(torchvision_class: str) -> Callable[[Path, bool, int, int], _Loaded]:
             if not download:
                 raise FileNotFoundError(
                     f"no {torchvision_class} files ({IDX_FILES[0]}[.gz] and three more) in {root}; "
-                    "name their folder as data_dir, or allow the download"
+                    f"{HOW_TO_GET}"
                 )
             parts = [_download(kind, root, train) for train in (True, False)]
         else:
@@ -170,7 +172,10 @@ def _idx(torchvision_class: str) -> Callable[[Path, bool, int, int], _Loaded]:
                 raw.mkdir(parents=True)
                 for file in IDX_FILES:
                     _unpack(found[file], raw / file)
-                parts = [kind(scratch, train=train) for train in (True, False)]
+                parts = [
+                    _read_idx(kind, scratch, train, [found[f] for f in files])
+                    for train, files in ((True, IDX_FILES[:2]), (False, IDX_FILES[2:]))
+                ]
         train, test = (_Part(part.targets, part.data[:, None]) for part in parts)
         return (train, test), tuple(parts[0].classes)
 
@@ -193,8 +198,21 @@ def _unpack(source: Path, target: Path) -> None:
         reader = gzip.open if source.suffix == ".gz" else open
         with reader(source, "rb") as packed, target.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{source} cannot be read ({error}); fetch it again") from error
+
+
+def _read_idx(kind: Any, folder: str, train: bool, sources: list[Path]) -> Any:
+    names = " and ".join(map(str, sources))
+    try:
+        part = kind(folder, train=train)
+    except Exception as error:  # torchvision parses by hand and raises whatever it trips over
+        raise ValueError(f"{names} are no images and labels in the format of MNIST") from error
+    if len(part.data) != len(part.targets):
+        raise ValueError(
+            f"{names} do not belong together: {len(part.data)} images, {len(part.targets)} labels"
+        )
+    return part
 
 
 def _cifar10(root: Path, download: bool, image_size: int, seed: int) -> _Loaded:
@@ -206,8 +224,7 @@ def _cifar10(root: Path, download: bool, image_size: int, seed: int) -> _Loaded:
     except RuntimeError as error:
         if not download:
             raise FileNotFoundError(
-                f"no intact CIFAR-10 (cifar-10-batches-py) in {root}; name its folder as data_dir, "
-                "or allow the download"
+                f"no intact CIFAR-10 (cifar-10-batches-py) in {root}; {HOW_TO_GET}"
             ) from error
         parts = [_download(datasets.CIFAR10, root, train) for train in (True, False)]
     train, test = (
@@ -238,16 +255,22 @@ def _folder(root: Path, download: bool, image_size: int, seed: int) -> _Loaded:
             images = datasets.ImageFolder(folder, to_tensor)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{folder} must hold one folder of images for each class: {error}"
+                f"{folder} must hold one folder for each class, with at least one image in each"
             ) from error
         return _Part(torch.tensor(images.targets), images=images), tuple(images.classes)
 
+    # A folder with images right in it is a class, whatever its name ("train", the vehicle).
     parts = {
-        part: next((root / n for n in names if (root / n).is_dir()), None)
+        part: next((root / n for n in names if _has_folders(root / n)), None)
         for part, names in IMAGE_FOLDERS.items()
     }
+    if parts["train"] is None and parts["validation"] is not None:
+        raise FileNotFoundError(
+            f"{root} holds {parts['validation'].name} but no train; add train beside it, "
+            "or put the folders of the classes right into data_dir"
+        )
     if parts["train"] is None or parts["validation"] is None:
-        everything, classes = read(root)
+        everything, classes = read(parts["train"] or root)
         return _hold_out(everything, seed), classes
     train, classes = read(parts["train"])
     validation, validation_classes = read(parts["validation"])
@@ -257,6 +280,10 @@ def _folder(root: Path, download: bool, image_size: int, seed: int) -> _Loaded:
             f"got {', '.join(classes)} and {', '.join(validation_classes)}"
         )
     return (train, validation), classes
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
 LOADERS: dict[str, Callable[[Path, bool, int, int], _Loaded]] = {

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
-__all__ = ["Tensors", "in_memory", "targets_of"]
+__all__ = ["Tensors", "column", "in_memory", "targets_of"]
 
 
 class Tensors(Dataset[tuple[Tensor, Tensor, int]]):
@@ -70,25 +71,99 @@ def in_memory(dataset: Any) -> Tensors:
 
     Args:
         dataset: Items are ``(input, target)`` or ``(input, target, index)``; inputs are tensors
-            of one shape.
+            or arrays of one shape.
 
     Returns:
         The data as tensors.
+
+    Raises:
+        ValueError: If the data set is empty, an input is neither tensor nor array, or the targets
+            are no class numbers.
     """
     if isinstance(dataset, Tensors):
         return dataset
-    items = [dataset[i] for i in range(len(dataset))]
+    inputs, targets = [], []
+    for i in range(len(dataset)):
+        value, target, *_ = dataset[i]
+        if not isinstance(value, Tensor | np.ndarray):
+            raise ValueError(
+                f"dataset must give tensors as inputs, got {type(value).__name__}; "
+                "add a transform such as torchvision's ToTensor"
+            )
+        inputs.append(torch.as_tensor(value))
+        targets.append(target)
     return Tensors(
-        torch.stack([torch.as_tensor(item[0]) for item in items]),
-        torch.tensor([int(item[1]) for item in items]),
-        getattr(dataset, "is_corrupted", None),
-        getattr(dataset, "clean_targets", None),
+        torch.stack(inputs) if inputs else torch.empty(0),
+        _class_numbers(targets),
+        column(dataset, "is_corrupted"),
+        column(dataset, "clean_targets"),
     )
 
 
 def targets_of(dataset: Any) -> Tensor:
-    """The targets of a whole data set, read from ``dataset.targets`` where there is one."""
-    targets = getattr(dataset, "targets", None)
+    """The targets of a whole data set as its items have them, ``(n,)`` int64 on the CPU.
+
+    They are read from ``dataset.targets`` where there is one, also below a ``Subset`` and the like.
+
+    Raises:
+        ValueError: If the data set is empty, or the targets are no class numbers.
+    """
+    targets = column(dataset, "targets")
     if targets is None:
-        targets = [int(dataset[i][1]) for i in range(len(dataset))]
-    return torch.as_tensor(targets).cpu()
+        targets = [dataset[i][1] for i in range(len(dataset))]
+    return _class_numbers(targets)
+
+
+def column(dataset: Any, name: str) -> Any:
+    """A property of every example, found below ``Subset`` and the like, or ``None``."""
+    if isinstance(dataset, Subset):
+        values = column(dataset.dataset, name)
+        positions = torch.tensor([int(i) for i in dataset.indices], dtype=torch.long)
+        return None if values is None else torch.as_tensor(values).cpu()[positions]
+    if isinstance(dataset, ConcatDataset):
+        columns = [column(part, name) for part in dataset.datasets]
+        if all(values is None for values in columns):
+            return None
+        for i, part in enumerate(dataset.datasets):
+            values = _without_noise(part, name) if columns[i] is None else columns[i]
+            columns[i] = torch.as_tensor(values).cpu()
+        return torch.cat(columns)
+    if name == "targets" and _changes_targets(dataset):
+        return None
+    return getattr(dataset, name, None)
+
+
+def _without_noise(dataset: Any, name: str) -> Tensor:
+    """What ``is_corrupted``, or the clean or present targets, are where a data set has none."""
+    if name == "is_corrupted":
+        return torch.zeros(len(dataset), dtype=torch.bool)
+    return targets_of(dataset)
+
+
+def _changes_targets(dataset: Any) -> bool:
+    """Whether items carry other targets than ``dataset.targets``, as torchvision's sets may."""
+    transforms = getattr(dataset, "transforms", None)
+    # torchvision wraps a transform of the inputs alone in a record with both transforms.
+    of_targets = getattr(transforms, "target_transform", transforms)
+    return of_targets is not None or getattr(dataset, "target_transform", None) is not None
+
+
+def _class_numbers(targets: Any) -> Tensor:
+    if len(targets) == 0:
+        raise ValueError("dataset is empty; at least one example is needed")
+    try:
+        if not isinstance(targets, Tensor | np.ndarray):
+            targets = [t.item() if isinstance(t, Tensor | np.ndarray) else t for t in targets]
+        numbers = torch.as_tensor(targets).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"targets must be class numbers, got {type(targets[0]).__name__} {targets[0]!r}"
+        ) from error
+    if numbers.numel() == len(numbers):
+        numbers = numbers.flatten()  # some data sets keep one column
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError(
+            "targets must be class numbers of shape (n,) and an integer dtype, "
+            f"got shape {tuple(numbers.shape)} and {numbers.dtype}"
+        )
+    return numbers.long()

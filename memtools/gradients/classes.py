@@ -48,6 +48,7 @@ def class_sensitivity(
     """
     check_batch(inputs, targets)
     with untouched(model) as forward:
+        forward.refuse_coupling(inputs)
         x = leaf(inputs)
         logits = forward(x)
         forward.refuse_randomness()
@@ -64,4 +65,5 @@ def class_sensitivity(
             [row_norms(differentiate(term, x, keep_graph=True), 1) for term in terms]
         )
     members = F.one_hot(targets.long(), classes).to(norms)
-    return norms @ members / members.sum(0)
+    with torch.autocast(norms.device.type, enabled=False):  # it would round to half precision
+        return norms @ members / members.sum(0)

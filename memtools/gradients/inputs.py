@@ -5,7 +5,7 @@ from memtools_kernels import row_norms
 from torch import Tensor, nn
 
 from memtools.batch import LossFunction, check_batch, check_chunk_size, per_example_losses
-from memtools.guard import leaf, untouched
+from memtools.guard import leaf, plain, untouched
 
 __all__ = ["differentiate", "input_gradient_norms"]
 
@@ -44,8 +44,8 @@ def input_gradient_norms(
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If the batch is empty or integer, targets are out of range, logits are not
-            finite, the loss is averaged, examples are coupled by BatchNorm in train mode, or the
-            forward pass draws random numbers.
+            finite, the loss is averaged, examples are coupled (by BatchNorm in train mode, for
+            instance), or the forward pass draws random numbers.
 
     Example:
         >>> import torch, memtools
@@ -58,6 +58,8 @@ def input_gradient_norms(
     size = check_chunk_size(chunk_size, len(inputs))
     norms = []
     with untouched(model) as forward:
+        forward.refuse_coupling(inputs)
+        targets = plain(targets)
         for chunk, chunk_targets in zip(inputs.split(size), targets.split(size), strict=True):
             x = leaf(chunk)
             losses = per_example_losses(loss_fn, forward(x), chunk_targets)

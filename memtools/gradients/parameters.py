@@ -1,6 +1,6 @@
 """Norms of the loss gradient of every example with respect to the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from memtools.batch import (
     per_example_losses,
     unchecked_losses,
 )
-from memtools.guard import Forward, untouched
+from memtools.guard import Forward, leaf, plain, untouched
 
 __all__ = ["parameter_gradient_norms"]
 
@@ -53,8 +53,8 @@ def parameter_gradient_norms(
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If the batch is empty or integer, targets are out of range, logits are not
-            finite, the loss is averaged, examples are coupled by BatchNorm in train mode, the
-            forward pass draws random numbers, or no weight requires a gradient.
+            finite, the loss is averaged, examples are coupled (by BatchNorm in train mode, for
+            instance), the forward pass draws random numbers, or no weight gets a gradient.
 
     Example:
         >>> import torch, memtools
@@ -71,42 +71,66 @@ def parameter_gradient_norms(
                 "model has no weight with requires_grad=True, so that there is no gradient to take"
             )
         size = check_chunk_size(chunk_size, _default_chunk_size(forward))
+        forward.refuse_coupling(inputs)
+        inputs, targets = plain(inputs), plain(targets)
+        leaves = {name: leaf(forward.parameters[name]) for name in forward.trainable}
         norms = []
         for chunk, chunk_targets in zip(inputs.split(size), targets.split(size), strict=True):
-            with torch.no_grad():
-                per_example_losses(loss_fn, forward(chunk), chunk_targets)
+            logits = forward.with_parameters(forward.parameters | leaves, chunk)
+            losses = per_example_losses(loss_fn, logits, chunk_targets)
             forward.refuse_randomness()
-            squares = _squared_norms(forward, chunk.detach(), chunk_targets, loss_fn)
-            norms.append(squares.sqrt())
+            if not losses.requires_grad:
+                raise ValueError(
+                    "model gives logits that do not depend on its weights in a differentiable "
+                    "way; look for .detach(), torch.no_grad() or argmax in its forward pass"
+                )
+            del logits, losses  # their activations
+            norms.append(_squared_norms(forward, leaves, chunk, chunk_targets, loss_fn).sqrt())
     return torch.cat(norms)
 
 
 def _squared_norms(
-    forward: Forward, inputs: Tensor, targets: Tensor, loss_fn: LossFunction | None
+    forward: Forward,
+    leaves: dict[str, Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction | None,
 ) -> Tensor:
-    frozen = {k: p for k, p in forward.parameters.items() if k not in forward.trainable}
-    trainable = {k: forward.parameters[k] for k in forward.trainable}
-
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        logits = forward.with_parameters(weights | frozen, x.unsqueeze(0))
+        logits = forward.with_parameters(forward.parameters | weights, x.unsqueeze(0))
         return unchecked_losses(loss_fn, logits, y.unsqueeze(0)).squeeze(0)
 
-    gradient = grad(loss)
+    weights = {name: forward.parameters[name] for name in leaves}
     try:
-        gradients = vmap(gradient, in_dims=(None, 0, 0))(trainable, inputs, targets)
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(weights, inputs, targets)
     except (RuntimeError, ValueError):
-        # What vmap cannot vectorise, such as data-dependent control flow, is still exact one
-        # example at a time. An error of the user's own comes up again there.
-        singles = (gradient(trainable, x, y) for x, y in zip(inputs, targets, strict=True))
-        return torch.stack([sum(_squares(g, keep=0)) for g in singles])
-    return sum(_squares(gradients, keep=1))
+        # What torch.func cannot vectorise or does not take at all, such as data-dependent control
+        # flow, backward hooks, checkpoints and custom functions, is still exact one example at a
+        # time by plain autograd. An error of the user's own comes up again there.
+        return torch.stack(
+            [
+                _squared_norm(loss(leaves, x, y), leaves)
+                for x, y in zip(inputs, targets, strict=True)
+            ]
+        )
+    # A tensor of the model's that is no parameter may have left a graph.
+    return _sum_of_squares(gradients.values(), keep=1).detach()
 
 
-def _squares(gradients: dict[str, Tensor], keep: int) -> Iterator[Tensor]:
-    """Sums of squares over all but the first ``keep`` dimensions, in float32 or wider."""
-    for g in gradients.values():
+def _squared_norm(loss: Tensor, leaves: dict[str, Tensor]) -> Tensor:
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return _sum_of_squares((g for g in gradients if g is not None), keep=0)
+
+
+def _sum_of_squares(gradients: Iterable[Tensor], keep: int) -> Tensor:
+    """Over all but the first ``keep`` dimensions and all gradients, in float32 or wider."""
+    total = torch.zeros(())
+    for g in gradients:
         wide = g if g.dtype == torch.float64 else g.float()
-        yield wide.square().flatten(keep).sum(-1) if g.ndim > keep else wide.square()
+        squares = wide.square()
+        squares = squares.flatten(keep).sum(-1) if g.ndim > keep else squares
+        total = squares + total.to(g.device)
+    return total
 
 
 def _default_chunk_size(forward: Forward) -> int:

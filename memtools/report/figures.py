@@ -11,9 +11,9 @@ import numpy as np
 from memtools.extras import require
 from memtools.files import replace_atomically
 from memtools.inequality import lorenz_curve
-from memtools.studies.summary import Summary
+from memtools.studies.summary import Outcome
 
-__all__ = ["FIGURES", "Figure", "draw_figures"]
+__all__ = ["FIGURES", "Figure", "canvas", "draw_figures", "save"]
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart; the dashes
 # carry the same information without colour.
@@ -59,12 +59,14 @@ class Figure:
     name: str
     title: str
     caption: str
-    draw: Callable[[Any, Summary], None]
+    draw: Callable[[Any, dict[str, Outcome]], None]
 
 
-def _curve(metric: str, label: str, *, percent: bool = True) -> Callable[[Any, Summary], None]:
-    def draw(axes: Any, summary: Summary) -> None:
-        for key, outcome in summary.outcomes.items():
+def _curve(
+    metric: str, label: str, *, percent: bool = True
+) -> Callable[[Any, dict[str, Outcome]], None]:
+    def draw(axes: Any, outcomes: dict[str, Outcome]) -> None:
+        for key, outcome in outcomes.items():
             values = outcome.curves[metric] * (100 if percent else 1)
             if np.isnan(values).all():
                 continue
@@ -84,9 +86,9 @@ def _curve(metric: str, label: str, *, percent: bool = True) -> Callable[[Any, S
     return draw
 
 
-def _lorenz(axes: Any, summary: Summary) -> None:
+def _lorenz(axes: Any, outcomes: dict[str, Outcome]) -> None:
     axes.plot([0, 100], [0, 100], color="#777777", linewidth=1, label="all examples equal")
-    for key, outcome in summary.outcomes.items():
+    for key, outcome in outcomes.items():
         color, dashes = STYLES[key]
         curves = 100 * lorenz_curve(outcome.norms).numpy()
         share = np.linspace(0, 100, curves.shape[1])
@@ -104,15 +106,14 @@ FIGURES = (
     Figure(
         "train-accuracy",
         "Training accuracy",
-        "Share of the training examples that get the label they were given. Real labels are fitted "
-        "first; given time, random ones can be fitted too, and then only by heart.",
+        "Share of the training examples that get the label they were given, right or random.",
         _curve("train_accuracy", "right on training examples (%)"),
     ),
     Figure(
         "validation-accuracy",
         "Validation accuracy",
         "On held-out examples with real inputs and real labels, whatever the network was trained "
-        "on. A rise and then a fall: patterns were learnt first, noise by heart later.",
+        "on. A rise and then a fall means: first patterns were learnt, then noise by heart.",
         _curve("validation_accuracy", "right on held-out examples (%)"),
     ),
     Figure(
@@ -152,31 +153,49 @@ FIGURES = (
 )
 
 
-def draw_figures(summary: Summary, folder: Path) -> None:
+def draw_figures(outcomes: dict[str, Outcome], folder: Path) -> None:
     """Write every figure as PNG and SVG.
 
     Args:
-        summary: The finished study.
+        outcomes: What the finished study came to, by condition.
         folder: Where the files go.
     """
     folder.mkdir(exist_ok=True)
     for figure in FIGURES:
-        with axes_for_file(folder / figure.name) as axes:
-            figure.draw(axes, summary)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, columnspacing=1.5)
+        with canvas(4.8, 4.1) as page:
+            axes = page.subplots()
+            figure.draw(axes, outcomes)
+            axes.legend(
+                loc="upper center", bbox_to_anchor=(0.44, -0.17), ncols=2, columnspacing=1.5
+            )
+            for ending in (".png", ".svg"):
+                save(page, folder / f"{figure.name}{ending}")
 
 
 @contextmanager
-def axes_for_file(stem: Path) -> Iterator[Any]:
-    """Axes to draw into; PNG and SVG are written when the block ends."""
+def canvas(width: float, height: float) -> Iterator[Any]:
+    """An empty matplotlib figure of that size in inches, in the style of all our figures."""
     require("matplotlib")
     # Not pyplot: it would pick a window system and keep state of the user's process.
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
-    with rc_context(STYLE):
-        canvas = Canvas(figsize=(5.4, 4.3), layout="constrained")
-        yield canvas.subplots()
-        for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-            with replace_atomically(stem.with_suffix(ending)) as temporary:
-                canvas.savefig(temporary, format=ending[1:], metadata=metadata)
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        yield Canvas(figsize=(width, height), layout="constrained")
+
+
+def save(page: Any, path: Path, description: str | None = None) -> None:
+    """Write a figure as PNG or SVG; equal figures give equal files.
+
+    Args:
+        page: What :func:`canvas` gave.
+        path: The file; its ending says which format.
+        description: Kept in the metadata of an SVG.
+    """
+    metadata: dict[str, str | None] = (
+        {"Software": None} if path.suffix == ".png" else {"Date": None}
+    )
+    if description is not None:
+        metadata["Description"] = description
+    with replace_atomically(path) as temporary:
+        page.savefig(temporary, format=path.suffix[1:], metadata=metadata)

@@ -32,7 +32,7 @@ def write_report(folder: RunFolder, config: Config, data: Data, summary: Summary
     """
     jinja2 = require("jinja2")
     figures = folder.path / "figures"
-    draw_figures(summary, figures)
+    draw_figures(summary.outcomes, figures)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

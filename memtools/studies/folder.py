@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ class RunFolder:
         Raises:
             ValueError: If there is something else at that path.
         """
-        if path.is_dir() and not any(p for p in path.iterdir() if not p.name.endswith(".tmp")):
-            return None
         if not path.exists():
+            return None
+        if path.is_dir() and all(p.name.endswith(".tmp") for p in path.iterdir()):
             return None
         try:
             return json.loads((path / "config.json").read_text(encoding="utf-8"))["settings"]
@@ -76,8 +77,13 @@ class RunFolder:
                 "versions": _versions(),
                 "device": _describe(device),
             }
-            path.mkdir(parents=True, exist_ok=True)
-            write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+            except OSError as error:
+                raise ValueError(
+                    f"out {path} cannot be written ({error.strerror}); name another folder"
+                ) from error
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         recorded = {"study": config["study"], **config["settings"]}
         for name, value in {"study": study, **settings}.items():
@@ -132,10 +138,8 @@ def _lock(file: Path) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    from memtools import __version__
-
     return {
-        "memtools": __version__,
+        "memtools": version("memtools"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -79,7 +79,10 @@ class Config:
     @classmethod
     def suited(cls, **settings: Any) -> "Config":
         """The defaults for the data set and the model that are named, changed by what is given."""
-        defaults = {} if settings.get("dataset", "digits") == "digits" else dict(IMAGES)
+        dataset = settings.get("dataset", "digits")
+        defaults = {} if dataset == "digits" else dict(IMAGES)
+        if dataset == "folder":  # it may hold fewer
+            del defaults["train_size"], defaults["validation_size"]
         if settings.get("model") in WIDTHS:
             defaults["width"] = WIDTHS[settings["model"]]
         return cls(**defaults | settings)
@@ -88,6 +91,14 @@ class Config:
         object.__setattr__(self, "seeds", tuple(self.seeds))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be different numbers, got {list(self.seeds)}")
+        for name, choices in (
+            ("label_noise", ("uniform", "other", "permuted")),
+            ("input_noise", ("all", "channel", "element")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
         for name in ("epochs", "batch_size", "csr_steps", "csr_examples", "threads", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -204,6 +215,12 @@ def prepare(config: Config) -> Data:
     model = _build(config, split, seed=0)
     with untouched(model, evaluating=True) as forward, torch.no_grad():
         check_logits(forward(probe.inputs))
+    normalises = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+    if normalises and len(data.train) % config.batch_size == 1:
+        raise ValueError(
+            f"batch_size {config.batch_size} leaves a last batch of one of the {len(data.train)} "
+            f"examples, which the BatchNorm of {config.model} cannot normalise; choose another"
+        )
     _trainer(config, model)
     return data
 

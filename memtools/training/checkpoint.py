@@ -15,9 +15,10 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     """Write a state, whole or not at all.
 
     Args:
-        path: The file to write or replace.
+        path: The file to write or replace; its folder is made.
         state: Tensors, numbers, strings, and lists or dicts of them.
     """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as temporary:
         torch.save(state, temporary)
 

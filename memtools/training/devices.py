@@ -2,8 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +76,17 @@ class Ranks:
             dist.barrier()
 
 
+_groups = count()
+
+
+@cache
+def _meeting_place() -> tuple[Any, int, int]:
+    """Store, rank and number of processes; one for all groups, since a process may host it."""
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
+    return next(rendezvous("env://"))
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
     """The processes that ``torchrun`` started, or this one alone.
@@ -82,12 +96,18 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
     launched = "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE"} <= set(os.environ)
     created = launched and dist.is_available() and not dist.is_initialized()
     if created:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, rank, world_size = _meeting_place()
+        # A second group in the same place would read the addresses of the first.
+        store = dist.PrefixStore(f"memtools {next(_groups)}", store)  # type: ignore[attr-defined]
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        if dist.is_available() and dist.is_initialized():
-            yield Ranks(dist.get_rank(), dist.get_world_size())
-        else:
-            yield Ranks()
+        # NCCL's collectives, and `.cuda()`, go to the current device.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            if dist.is_available() and dist.is_initialized():
+                yield Ranks(dist.get_rank(), dist.get_world_size())
+            else:
+                yield Ranks()
     finally:
         if created:
             dist.destroy_process_group()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from memtools import scores
-from memtools.batch import LossFunction, per_example_losses
+from memtools.batch import LossFunction, check_finite, per_example_losses
 from memtools.guard import untouched
 from memtools.training.batches import batches
 from memtools.training.devices import Ranks
@@ -47,11 +47,12 @@ def evaluate(
         An :class:`Evaluation`, the same on every process.
 
     Raises:
-        ValueError: If the data set is empty or logits are not finite.
+        ValueError: If the data set is empty or targets are out of range.
+        FloatingPointError: If logits are not finite.
     """
     if len(dataset) == 0:
         raise ValueError("dataset is empty; at least one example is needed")
-    weight = next(model.parameters())
+    weight = next(model.parameters(), torch.empty(0))
     totals = torch.zeros(3, dtype=torch.float64)
     with untouched(model, evaluating=True) as forward, torch.no_grad():
         for batch in batches(
@@ -66,8 +67,13 @@ def evaluate(
             if not batch.counts:
                 continue
             logits = forward(batch.inputs)
+            try:
+                check_finite(logits)
+            except ValueError as error:
+                raise FloatingPointError(str(error)) from error
             losses = per_example_losses(loss_fn, logits, batch.targets)
             right = scores.correctness(logits, batch.targets)
-            totals += torch.tensor([float(losses.sum()), float(right.sum()), len(losses)])
+            sums = [float(losses.sum()), float(right.sum()), len(losses)]
+            totals += torch.tensor(sums, dtype=torch.float64)
     loss, right, count = ranks.sum(totals).tolist()
     return Evaluation(loss / count, right / count)

@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from memtools import seeds
-from memtools.batch import LossFunction, per_example_losses, unchecked_losses
+from memtools.batch import LossFunction, check_targets, per_example_losses, unchecked_losses
 from memtools.data import Tensors
 from memtools.training.batches import Batch, batches
 from memtools.training.callbacks import Callback
@@ -244,6 +244,8 @@ class Trainer:
             logits = model(batch.inputs)
             # Looking at values makes an accelerator wait, so it is done once and not at each step.
             check = per_example_losses if run.updates == 0 else unchecked_losses
+            if run.updates == 0 and self.loss_fn is None and isinstance(run.train, Tensors):
+                check_targets(run.train.targets, logits.shape[1])
             losses = check(self.loss_fn, logits, batch.targets)
         return losses.sum() * (batch.counts / batch.total)
 
@@ -258,11 +260,14 @@ class Trainer:
 
     def _settings(self, run: Run) -> dict[str, Any]:
         """What a checkpoint must agree with, for the resumed run to be the same run."""
+        # Loading an optimiser's state brings its old learning rate back, whatever the new one is.
+        options = {k: v for k, v in run.optimizer.defaults.items() if v}
         return {
-            "seed": self.seed,
+            "seed": int(self.seed),
             "batch_size": self.batch_size,
             "precision": self.precision,
             "training examples": len(run.train),
+            "optimizer": f"{type(run.optimizer).__name__} {options}",
         }
 
     def _save(self, run: Run, stateful: dict[str, Any]) -> None:
@@ -278,18 +283,31 @@ class Trainer:
         state = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
         if state is None:
             return
-        for name, value in self._settings(run).items():
-            if state["settings"][name] != value:
-                raise ValueError(
-                    f"checkpoint {self.checkpoint} was made with {name} {state['settings'][name]}, "
-                    f"got {value}; go on with the same, or name another file"
-                )
-        if missing := stateful.keys() - state.keys():
+        of_run = {"settings", "updates", "results"}
+        if not isinstance(state, dict) or not of_run <= state.keys():
             raise ValueError(
-                f"checkpoint {self.checkpoint} was made without {', '.join(sorted(missing))}; "
+                f"checkpoint {self.checkpoint} holds something else than the state of a Trainer; "
+                "name another file"
+            )
+
+        def refuse(difference: str) -> ValueError:
+            return ValueError(
+                f"checkpoint {self.checkpoint} {difference}; "
                 "go on with the same, or name another file"
             )
+
+        for name, value in self._settings(run).items():
+            before = state["settings"].get(name, value)
+            if before != value:
+                raise refuse(f"was made with {name} {before}, got {value}")
+        if missing := stateful.keys() - state.keys():
+            raise refuse(f"was made without {', '.join(sorted(missing))}")
+        if left_over := [name for name in state.keys() - stateful.keys() - of_run if state[name]]:
+            raise refuse(f"was made with {', '.join(sorted(left_over))}, which is not there now")
         for name, part in stateful.items():
-            part.load_state_dict(state[name])
+            try:
+                part.load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise refuse(f"does not fit the {name} ({error})") from error
         run.updates = state["updates"]
         run.results = [EpochResult(**result) for result in state["results"]]

@@ -1,0 +1,219 @@
+"""The memorization study, run small but whole, through its command line."""
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from memtools import Ledger, cli, gini
+from memtools.data import in_memory, load, random_labels
+from memtools.report.figures import FIGURES
+from memtools.studies.memorization import CONDITIONS, Config, cells, prepare, run
+from memtools.studies.summary import COLUMNS, summarise
+
+SMALL = [
+    "--train-size", "120", "--validation-size", "60", "--epochs", "4", "--width", "16",
+    "--csr-examples", "16", "--csr-steps", "3", "--seeds", "0", "3",
+]  # fmt: skip
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return ["study", "memorization", *SMALL, "--out", str(out), *more]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "run"
+    assert cli.main(command(path)) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_config_holds_every_setting_versions_and_device(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert set(config["settings"]) == {f.name for f in fields(Config)}
+    assert config["settings"]["seeds"] == [0, 3]
+    assert {"memtools", "python", "torch", "torchvision", "numpy"} <= set(config["versions"])
+    assert config["device"].startswith("cpu")
+
+
+def test_one_line_of_metrics_for_each_training_and_epoch(rows):
+    expected = [
+        (condition.key, seed, epoch)
+        for seed in (0, 3)
+        for condition in CONDITIONS
+        for epoch in range(1, 5)
+    ]
+    assert [(r["condition"], r["seed"], r["epoch"]) for r in rows] == expected
+    for row in rows:
+        for name in ("train_accuracy", "validation_accuracy", "csr_train", "csr_validation"):
+            assert 0 <= row[name] <= 1
+        assert (row["corrupted_accuracy"] is None) == (row["condition"] == "real")
+
+
+def test_examples_carry_the_injected_noise_and_agree_with_the_ledger(folder):
+    train = load("digits", train_size=120, validation_size=60).train
+    noisy = in_memory(random_labels(train, 0.4, seed=3, num_classes=10))
+    table = pq.read_table(folder / "examples" / "random-labels-40-seed3.parquet").to_pydict()
+    assert table["label"] == noisy.targets.tolist()
+    assert table["clean_label"] == in_memory(train).targets.tolist()
+    assert table["is_corrupted"] == noisy.is_corrupted.tolist()
+    ledger = Ledger.load(folder / "ledgers" / "random-labels-40-seed3.parquet")
+    assert (ledger.presentations == 4).all()
+    for name, values in ledger.scores().items():
+        np.testing.assert_array_equal(values, np.array(table[name]))
+
+
+def test_gini_of_the_running_mean_is_that_of_the_ledger(folder, rows):
+    for condition in CONDITIONS:
+        ledger = Ledger.load(folder / "ledgers" / f"{condition.key}-seed0.parquet")
+        norms = ledger.history("input_gradient_norm")
+        reported = [
+            r["gini_of_running_mean"]
+            for r in rows
+            if (r["condition"], r["seed"]) == (condition.key, 0)
+        ]
+        expected = [float(gini(norms[:, :t].astype(np.float64).mean(1))) for t in range(1, 5)]
+        np.testing.assert_allclose(reported, expected, rtol=1e-6)
+
+
+def test_report_needs_no_other_file_and_no_network(folder):
+    page = (folder / "report.html").read_text()
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert links
+    assert all(link.startswith("data:image/") for link in links)
+    assert "http" not in re.sub(r'"data:[^"]*"', "", page)
+    for figure in FIGURES:
+        assert figure.title in page
+        assert (folder / "figures" / f"{figure.name}.png").stat().st_size > 0
+        assert (folder / "figures" / f"{figure.name}.svg").stat().st_size > 0
+    for setting in fields(Config):
+        assert f"<td>{setting.name}</td>" in page
+
+
+def test_same_settings_give_the_same_folder_byte_for_byte(folder, tmp_path):
+    assert cli.main(command(tmp_path / "again")) == 0
+    assert contents(tmp_path / "again") == contents(folder)
+
+
+def test_killed_at_five_random_moments_and_resumed_ends_in_the_same_folder(folder, tmp_path):
+    out = tmp_path / "killed"
+    program = [sys.executable, "-m", "memtools.cli", *command(out, "--resume")]
+    begin = time.monotonic()
+    timed = [sys.executable, "-m", "memtools.cli", *command(tmp_path / "timed")]
+    subprocess.run(timed, check=True, capture_output=True)
+    duration = time.monotonic() - begin
+    moments = random.Random(0)
+    kills = 0
+    while kills < 5:
+        process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            process.wait(timeout=moments.uniform(0.3, 0.9) * duration)
+            shutil.rmtree(out)  # it was faster than the kill: from the beginning
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    finished = subprocess.run(program, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert contents(out) == contents(folder)
+
+
+def test_a_finished_training_is_not_done_again(folder, tmp_path):
+    config = Config.suited(train_size=50, validation_size=20, epochs=1, width=4, seeds=(0,))
+    first = run(config, tmp_path / "run")
+    done = contents(tmp_path / "run")
+    del first
+    epochs_by_line: list[int] = []
+    run(config, tmp_path / "run", progress=lambda line, epochs: epochs_by_line.append(epochs))
+    assert contents(tmp_path / "run") == done
+    assert epochs_by_line == [1] * len(cells(config))
+
+
+def test_torn_last_line_of_metrics_is_cut_off(tmp_path):
+    config = Config.suited(train_size=50, validation_size=20, epochs=1, width=4, seeds=(0,))
+    run(config, tmp_path / "run")
+    whole = contents(tmp_path / "run")
+    last = CONDITIONS[-1].key
+    (tmp_path / "run" / "examples" / f"{last}-seed0.parquet").unlink()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    run(config, tmp_path / "run")
+    assert contents(tmp_path / "run") == whole
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    pytest.importorskip("fcntl", reason="folders are locked only where there is flock")
+    config = Config.suited(train_size=50, validation_size=20, epochs=1, width=4, seeds=(0,))
+    held = run(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="in use by another process"):
+        run(config, tmp_path / "run")
+    assert held.rows()
+
+
+def test_summary_says_no_more_than_the_numbers(folder, tmp_path):
+    """Where noise looks like real data, or better, no sentence claims the opposite."""
+    config = Config.suited(train_size=50, validation_size=20, epochs=2, width=4, seeds=(0, 1))
+    finished = run(config, tmp_path / "run")
+    rows = finished.rows()
+    for row in rows:
+        real = row["condition"] == "real"
+        row |= {"gini_of_running_mean": 0.1 if real else 0.5, "csr_validation": 0.9 if real else 0}
+        row |= {"validation_accuracy": 0.5}
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    summary = summarise(finished, held_out=20)
+    text = dict(sentence.split(": ", 1) for sentence in summary.sentences)
+    assert "not higher on real data" in text["Sensitivity"]
+    assert "not higher after noise" in text["Decision boundaries"]
+    assert "ends at 50%, its best being 50%" in text["Memorising"]
+    assert len(summary.table) == len(CONDITIONS)
+    assert all(len(row) == len(COLUMNS) for row in summary.table)
+
+
+def test_defaults_suit_the_data_set_and_are_all_explicit():
+    assert Config.suited() == Config()
+    assert Config.suited(dataset="mnist").train_size == 5000
+    assert Config.suited(dataset="mnist", train_size=7).train_size == 7
+    assert Config.suited(dataset="folder").train_size is None
+    assert Config.suited(model="tiny-mlp").width == 16
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"model": "small-alexnet", "width": 4}, {"model": "tiny-mlp"}, {"dropout": 0.2}],
+    ids=str,
+)
+def test_every_model_runs(settings, tmp_path):
+    config = Config.suited(
+        **settings, train_size=40, validation_size=20, epochs=1, seeds=(0,), csr_examples=4
+    )
+    assert len(run(config, tmp_path / "run").rows()) == len(CONDITIONS)
+
+
+def test_prepare_changes_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(Config.suited(train_size=10))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,98 @@
+"""What someone at a terminal sees when a word is wrong."""
+
+import pytest
+
+from memtools import cli
+
+
+@pytest.fixture
+def outcome(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder; exit code and lines on standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, list[str]]:
+        try:
+            code = cli.main(list(words))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+BAD = {
+    "--dataset nope": ["dataset", "nope", "fashion-mnist"],
+    "--dataset mnist": ["MNIST", "data", "--data-dir", "--download"],
+    "--dataset mnist --data-dir missing": ["data_dir", "missing", "not a folder"],
+    "--dataset cifar10": ["CIFAR-10", "--download"],
+    "--dataset folder --data-dir .": ["one folder for each class"],
+    "--train-size 99999": ["train_size", "99999", "1438"],
+    "--validation-size 0": ["validation_size", "0"],
+    "--width 0": ["width", "0", "at least 1"],
+    "--width many": ["--width", "many"],
+    "--epochs 0": ["epochs", "0"],
+    "--seeds 1 1": ["seeds", "[1, 1]"],
+    "--model vgg": ["model", "vgg", "mlp"],
+    "--dropout 1": ["dropout", "1"],
+    "--learning-rate 0": ["learning_rate", "positive"],
+    "--momentum -1": ["momentum", "-1"],
+    "--label-noise some": ["label_noise", "uniform", "some"],
+    "--radius -1": ["radius", "-1"],
+    "--model small-alexnet --width 4 --train-size 65": ["batch_size 64", "65 examples"],
+    "--device cuda:99": ["device", "cuda:99", "cpu"],
+    "--device banana": ["device", "banana", "cpu"],
+    "--precision int8": ["precision", "int8", "bfloat16"],
+    "--nonsense": ["--nonsense", "--help"],
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(words, outcome, tmp_path):
+    code, lines = outcome("study", "memorization", *words.split())
+    assert code == 2
+    assert len(lines) == 1
+    for part in BAD[words]:
+        assert part in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_study_and_missing_command(outcome):
+    for words in (["study", "nope"], ["study"], []):
+        code, lines = outcome(*words)
+        assert code == 2
+        assert len(lines) == 1
+
+
+def test_a_run_folder_that_cannot_be_used(outcome, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    for out in ("file", "full", "file/below"):
+        code, lines = outcome("study", "memorization", "--out", out)
+        assert code == 2
+        assert len(lines) == 1
+        assert out in lines[0]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "full", "thesis.tex"]
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(outcome, tmp_path):
+    small = ["--train-size", "30", "--epochs", "1", "--width", "4", "--seeds", "0", "--out", "run"]
+    assert outcome("study", "memorization", *small)[0] == 0
+    page = (tmp_path / "run" / "report.html").stat().st_mtime_ns
+    code, lines = outcome("study", "memorization", *small)
+    assert code == 2
+    assert "--resume" in lines[0]
+    code, lines = outcome("study", "memorization", "--out", "run", "--resume", "--epochs", "2")
+    assert code == 2
+    assert "epochs 1, got 2" in lines[0]
+    assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == page
+    assert outcome("study", "memorization", "--out", "run", "--resume")[0] == 0
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("memtools ")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["study", "memorization", "--help"])
+    assert "--learning-rate" in capsys.readouterr().out

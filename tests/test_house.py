@@ -1,0 +1,140 @@
+"""The house rules that a reader of one file cannot see."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Ground floor first. Within a floor, modules may import each other.
+FLOORS = [
+    {"memtools_kernels"},
+    {"batch", "extras", "files", "guard", "seeds"},
+    {"critical", "data", "gradients", "inequality", "models", "scores"},
+    {"ledger", "training"},
+    {"studies"},
+    {"report"},
+    {"cli"},
+]
+
+
+def floor_of(module: str) -> int:
+    words = module.split(".")
+    name = words[0] if words[0] == "memtools_kernels" else words[1]
+    return next(i for i, floor in enumerate(FLOORS) if name in floor)
+
+
+def own_imports(file: Path) -> set[str]:
+    """Modules of the two packages that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "memtools":
+            found |= {f"memtools.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file} has a relative import"
+            found.add(node.module or "")
+    own = {m for m in found if m.split(".")[0] in ("memtools", "memtools_kernels")}
+    return own - {"memtools", "memtools.__version__"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = [
+        (".".join(("memtools", *file.relative_to(ROOT / "memtools").with_suffix("").parts)), file)
+        for file in (ROOT / "memtools").rglob("*.py")
+    ]
+    kernels = (ROOT / "kernels" / "memtools_kernels").rglob("*.py")
+    files += [(f"memtools_kernels.{file.stem}", file) for file in kernels]
+    return [(name, file) for name, file in files if name != "memtools.__init__"]
+
+
+def test_imports_point_down_the_floors():
+    upwards = [
+        f"{name} imports {imported}"
+        for name, file in modules()
+        for imported in own_imports(file)
+        if floor_of(imported) > floor_of(name)
+    ]
+    assert upwards == []
+
+
+def test_the_test_of_floors_sees_an_import_that_points_up(tmp_path):
+    file = tmp_path / "scores.py"
+    file.write_text("def f():\n    from memtools.studies import folder\n")
+    (imported,) = own_imports(file)
+    assert floor_of(imported) > floor_of("memtools.scores")
+
+
+def test_functorch_is_nowhere_imported():
+    for name, file in modules():
+        assert not re.search(r"^\s*(from|import) functorch", file.read_text(), re.M), name
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(folder)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(next(folder.glob("*.whl"))).namelist()
+
+
+def test_wheel_holds_the_two_packages_and_no_package_called_kernels(wheel):
+    tops = {name.split("/")[0] for name in wheel if ".dist-info" not in name}
+    assert tops == {"memtools", "memtools_kernels"}
+    for needed in (
+        "memtools/py.typed",
+        "memtools_kernels/py.typed",
+        "memtools/report/page.html.j2",
+    ):
+        assert needed in wheel
+
+
+def test_kernels_is_no_regular_package_beside_this_install():
+    spec = find_spec("kernels")
+    assert spec is None or spec.origin is None or not spec.origin.startswith(str(ROOT))
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_transformers_imports_its_models_beside_this_install():
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    program = "import memtools; from transformers import BertModel; print(BertModel.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "BertModel", done.stderr
+
+
+def test_import_brings_in_nothing_that_an_extra_installs():
+    program = "import sys, torch, memtools; print(*{m.split('.')[0] for m in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    heavy = {
+        re.split(r"[\[<>=]", requirement)[0].replace("scikit-learn", "sklearn")
+        for name in ("study", "test")
+        for requirement in extras["optional-dependencies"][name]
+    }
+    # Some come with torch itself.
+    bare = subprocess.run(
+        [sys.executable, "-c", program.replace(", memtools", "")], capture_output=True, text=True
+    )
+    added = set(loaded.stdout.split()) - set(bare.stdout.split())
+    assert "memtools" in added
+    assert added & (heavy | {"torchvision", "pandas"} - {"memtools"}) - {"memtools"} == set()
+
+
+def test_triton_is_not_needed_to_import():
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, memtools; print(float(memtools.gini([0.0, 1.0])))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "0.5", done.stderr

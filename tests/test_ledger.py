@@ -1,0 +1,347 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memtools import Ledger, scores
+
+# A mean over a few presentations, rounded to float32 at both ends.
+RTOL = 4 * float(np.finfo(np.float32).eps)
+COLUMNS = ["loss", "confidence", "el2n", "margin", "correct"]
+
+
+@st.composite
+def trainings(draw):
+    """Number of examples and updates: indices, with duplicates, and which columns they bring."""
+    n = draw(st.integers(1, 6))
+    index = st.lists(st.integers(0, n - 1), max_size=12)
+    kinds = st.sets(st.sampled_from(["logits", "loss", "extra"]), min_size=1)
+    updates = draw(st.lists(st.tuples(index, kinds), max_size=8))
+    return n, updates, draw(st.integers(0, 2**31))
+
+
+def arguments(index, kinds, generator):
+    logits = torch.randn(len(index), 3, generator=generator)
+    targets = torch.randint(3, (len(index),), generator=generator)
+    given_values = {}
+    if "logits" in kinds:
+        given_values |= {"logits": logits, "targets": targets}
+    if "loss" in kinds:
+        given_values["loss"] = torch.rand(len(index), generator=generator)
+    if "extra" in kinds:
+        given_values["extra"] = torch.rand(len(index), generator=generator).tolist()
+    return given_values
+
+
+def values_of(options):
+    values = {k: options[k] for k in ("loss", "extra") if k in options}
+    if "logits" in options:
+        pair = options["logits"], options["targets"]
+        values.setdefault("loss", scores.loss(*pair))
+        values["confidence"] = scores.confidence(*pair)
+        values["el2n"] = scores.el2n(*pair)
+        values["margin"] = scores.margin(*pair)
+        values["correct"] = scores.correctness(*pair)
+    return {name: [float(v) for v in value] for name, value in values.items()}
+
+
+def run(training):
+    """A ledger, and the same kept as a list of presentations, each a dict, for each example."""
+    n, updates, seed = training
+    generator = torch.Generator().manual_seed(seed)
+    ledger, lists, names = Ledger(n), [[] for _ in range(n)], []
+    for index, kinds in updates:
+        options = arguments(index, kinds, generator)
+        ledger.update(torch.tensor(index, dtype=torch.long), **options)
+        values = values_of(options)
+        names += [name for name in values if name not in names]
+        for k, i in enumerate(index):
+            lists[i].append({name: value[k] for name, value in values.items()})
+    return ledger, lists, names
+
+
+def assert_equal(a, b):
+    assert a.num_examples == b.num_examples
+    assert a.columns == b.columns
+    np.testing.assert_array_equal(a.presentations, b.presentations)
+    for name in a.columns:
+        np.testing.assert_array_equal(a.history(name), b.history(name))
+
+
+def mean(values):
+    values = [v for v in values if not math.isnan(v)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def std(values):
+    values = [v for v in values if not math.isnan(v)]
+    return math.sqrt(mean([(v - mean(values)) ** 2 for v in values])) if values else math.nan
+
+
+@given(trainings())
+def test_history_agrees_with_lists(training):
+    ledger, lists, names = run(training)
+    assert set(ledger.columns) == set(names)
+    assert ledger.presentations.tolist() == [len(row) for row in lists]
+    longest = max(len(row) for row in lists)
+    for name in names:
+        expected = np.full((len(lists), longest), np.nan, np.float32)
+        for i, row in enumerate(lists):
+            for t, presentation in enumerate(row):
+                expected[i, t] = presentation.get(name, np.nan)
+        np.testing.assert_array_equal(ledger.history(name), expected)
+
+
+@given(trainings())
+def test_scores_agree_with_loops(training):
+    ledger, lists, names = run(training)
+    table = ledger.scores()
+    expected: dict[str, list[float]] = {
+        "index": list(range(len(lists))),
+        "presentations": [len(row) for row in lists],
+    }
+    for name in names:
+        history = [[p.get(name, math.nan) for p in row] for row in lists]
+        means = [mean(row) for row in history]
+        if name == "loss":
+            known = [[v for v in row if not math.isnan(v)] for row in history]
+            expected["csl"] = [sum(row) if row else math.nan for row in known]
+        elif name == "margin":
+            expected["aum"] = means
+        elif name == "correct":
+            expected["correctness"] = means
+            longest = max(len(row) for row in lists)
+            padded = [row + [math.nan] * (longest - len(row)) for row in history]
+            padded = torch.tensor(padded).reshape(len(lists), longest)
+            expected["forgetting_events"] = scores.forgetting_events(padded).tolist()
+            expected["learning_time"] = scores.learning_time(padded).tolist()
+        else:
+            expected[name] = means
+            if name == "confidence":
+                expected["variability"] = [std(row) for row in history]
+    assert set(table) == set(expected)
+    for name, column in expected.items():
+        assert table[name].shape == (len(lists),)
+        np.testing.assert_allclose(table[name], column, rtol=RTOL, atol=RTOL, err_msg=name)
+
+
+@given(trainings())
+def test_state_dict_round_trip(training):
+    ledger, _, _ = run(training)
+    other = Ledger(ledger.num_examples)
+    other.load_state_dict(ledger.state_dict())
+    assert_equal(ledger, other)
+
+
+def test_parquet_round_trip(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "ledger.parquet"
+
+    @given(trainings())
+    def round_trip(training):
+        ledger, _, _ = run(training)
+        ledger.save(path)
+        loaded = Ledger.load(path)
+        assert_equal(ledger, loaded)
+        loaded.update([0], loss=[0.5])
+        assert loaded.presentations[0] == ledger.presentations[0] + 1
+
+    round_trip()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def sample():
+    """Three examples: presented twice, never, once; with a column that comes later."""
+    ledger = Ledger(3)
+    ledger.update([0], loss=[2.0])
+    ledger.update(
+        [2, 0],
+        logits=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        targets=torch.tensor([0, 0]),
+        own=[5.0, 6.0],
+    )
+    return ledger
+
+
+def test_pandas_reads_the_file(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    sample().save(tmp_path / "ledger.parquet")
+    frame = pandas.read_parquet(tmp_path / "ledger.parquet")
+    assert frame["index"].tolist() == [0, 1, 2]
+    assert frame["presentations"].tolist() == [2, 0, 1]
+    assert [row.tolist() for row in frame["own"].fillna(0)] == [
+        pytest.approx([math.nan, 6.0], nan_ok=True),
+        [],
+        [5.0],
+    ]
+
+
+def test_pandas_takes_the_scores():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(sample().scores())
+    assert frame.shape[0] == 3
+    assert frame["own"].tolist() == pytest.approx([6, math.nan, 5], nan_ok=True)
+
+
+def test_a_column_that_comes_later_begins_with_gaps():
+    """An example that was right whenever it was looked at is learned, whatever came before."""
+    ledger = Ledger(2)
+    ledger.update([0, 1], loss=[1.0, 1.0])
+    for right in ([0, 1], [1, 1]):
+        ledger.update([0, 1], correct=right)
+    assert np.isnan(ledger.history("correct")[:, 0]).all()
+    assert ledger.scores()["learning_time"].tolist() == [2, 1]
+    assert ledger.scores()["forgetting_events"].tolist() == [0, 0]
+
+
+def test_forgetting_is_seen_across_a_gap():
+    ledger = Ledger(1)
+    ledger.update([0], correct=[1])
+    ledger.update([0], loss=[1.0])
+    ledger.update([0], correct=[0])
+    assert ledger.scores()["forgetting_events"].tolist() == [1]
+
+
+def test_duplicates_in_one_update_are_presentations_in_order():
+    ledger = Ledger(2)
+    ledger.update([1, 0, 1, 1], loss=[1.0, 2.0, 3.0, 4.0])
+    assert ledger.presentations.tolist() == [1, 3]
+    np.testing.assert_array_equal(ledger.history("loss")[1], [1, 3, 4])
+
+
+def test_never_learned_ranks_hardest():
+    """Even if it was presented less often than another was forgotten."""
+    ledger = Ledger(3)
+    for right in [1, 0] * 5:
+        ledger.update([0], correct=[right])
+    ledger.update([1, 2], correct=[0, 1])
+    events = ledger.scores()["forgetting_events"]
+    assert events[1] > events[0] > events[2]
+
+
+@pytest.mark.parametrize("count", [7, 8, 9, 40])
+def test_many_presentations(count):
+    ledger = Ledger(2)
+    for t in range(count):
+        ledger.update([1], loss=[float(t)])
+    np.testing.assert_array_equal(ledger.history("loss")[1], np.arange(count))
+    assert ledger.scores()["csl"][1] == sum(range(count))
+
+
+@pytest.mark.parametrize("index", [[1, 0], (1, 0), np.array([1, 0]), torch.tensor([1, 0]).int()])
+def test_whatever_holds_indices(index):
+    ledger = Ledger(2)
+    ledger.update(index, loss=torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True))
+    np.testing.assert_array_equal(ledger.history("loss"), [[2], [1]])
+
+
+def test_a_ledger_without_presentations():
+    ledger = Ledger(2)
+    assert ledger.scores()["presentations"].tolist() == [0, 0]
+    ledger.update([], loss=[])
+    assert np.isnan(ledger.scores()["csl"]).all()
+    assert ledger.history("loss").shape == (2, 0)
+
+
+def test_state_dict_is_a_copy():
+    ledger = sample()
+    state = ledger.state_dict()
+    ledger.update([0, 1, 2], loss=[9.0, 9.0, 9.0])
+    other = Ledger(3)
+    other.load_state_dict(state)
+    assert_equal(other, sample())
+    other.update([0], loss=[1.0])
+    assert state["presentations"].tolist() == [2, 0, 1]
+
+
+def test_state_dict_survives_torch_save(tmp_path):
+    torch.save(sample().state_dict(), tmp_path / "state.pt")
+    other = Ledger(3)
+    other.update([1], gone=[1.0])
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert_equal(other, sample())
+
+
+LOGITS, TARGETS = torch.zeros(2, 2), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("index", "options", "error", "text"),
+    [
+        ([0, 3], {"loss": [1, 2]}, ValueError, r"indices must lie in 0\.\.2, got values from 0 to"),
+        ([0, -1], {"loss": [1, 2]}, ValueError, r"indices must lie in 0\.\.2, got values from -1"),
+        ([0.0, 1.0], {"loss": [1, 2]}, ValueError, r"indices must be integers .* got float64"),
+        ([True, False], {"loss": [1, 2]}, ValueError, r"indices must be integers .* got bool"),
+        ([[0, 1]], {"loss": [[1, 2]]}, ValueError, r"indices must be integers of shape \(n,\)"),
+        ([0, 1], {"loss": [1, 2, 3]}, ValueError, r"loss must have one value .* 2 .*\(3,\)"),
+        ([0, 1], {"own": 1.0}, ValueError, r"own must have one value for each of the 2 indices"),
+        ([0, 1], {"logits": LOGITS}, ValueError, r"targets must be given together with logits"),
+        ([0, 1], {"targets": TARGETS}, ValueError, r"logits, loss or a score .* must be given"),
+        ([0, 1], {}, ValueError, r"logits, loss or a score of another name must be given"),
+        (
+            [0, 1],
+            {"logits": LOGITS, "targets": TARGETS, "el2n": [1, 2]},
+            ValueError,
+            r"el2n is a column of the ledger's own",
+        ),
+        (
+            [0, 1],
+            {"logits": LOGITS / 0, "targets": TARGETS},
+            ValueError,
+            r"logits of 2 of 2 examples are NaN or infinite",
+        ),
+        (
+            [0, 1],
+            {"logits": LOGITS, "targets": TARGETS - 100},
+            ValueError,
+            r"targets must lie in 0\.\.1",
+        ),
+        (
+            [0, 1, 2],
+            {"logits": LOGITS, "targets": TARGETS},
+            ValueError,
+            r"loss must have one value for each of the 3 indices",
+        ),
+        (
+            [0, 1],
+            {"logits": LOGITS.tolist(), "targets": TARGETS},
+            TypeError,
+            r"logits must be a tensor, got list",
+        ),
+        ([0, 1], {"loss": ["a", "b"]}, ValueError, r"could not convert"),
+    ]
+    + [
+        ([0, 1], {name: [1, 2]}, ValueError, rf"{name} is a column of the ledger's own")
+        for name in ("index", "presentations", "csl", "aum", "correctness", "variability")
+    ],
+)
+def test_an_error_leaves_the_ledger_as_it_was(index, options, error, text):
+    ledger = sample()
+    with pytest.raises(error, match=text):
+        ledger.update(index, **options)
+    assert_equal(ledger, sample())
+
+
+def test_other_errors_say_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"num_examples must be at least 1, got 0"):
+        Ledger(0)
+    with pytest.raises(KeyError, match=r"no column 'x'; there are: loss, "):
+        sample().history("x")
+    with pytest.raises(ValueError, match=r"state holds 3 examples, this ledger 2"):
+        Ledger(2).load_state_dict(sample().state_dict())
+
+
+def test_files_that_are_no_ledger_are_refused(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "file.parquet"
+    parquet.write_table(pa.table({"x": [1]}), path)
+    with pytest.raises(ValueError, match=r"is no ledger: it has the columns \['x'\]"):
+        Ledger.load(path)
+    sample().save(path)
+    parquet.write_table(parquet.read_table(path).take([2, 0, 1]), path)
+    with pytest.raises(ValueError, match=r"does not hold the examples 0\.\.2 in order; sort it"):
+        Ledger.load(path)

@@ -1,0 +1,63 @@
+"""What the README promises, done as it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def readme_tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import readme
+
+    return readme
+
+
+def test_drop_in_code_runs_as_written(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 7
+    assert re.fullmatch(r"Gini coefficient of the sensitivity: 0\.\d\d", lines[5])
+
+
+def test_table_is_the_one_that_the_kept_results_give(readme_tool):
+    assert readme_tool.refreshed(README) == README
+
+
+def test_figure_shows_the_kept_results(readme_tool):
+    assert readme_tool.digest() in readme_tool.FIGURE.read_text()
+
+
+def test_commands_name_options_that_exist():
+    from memtools import cli
+
+    help_text = subprocess.run(
+        [sys.executable, "-m", cli.__name__, "study", "memorization", "--help"],
+        capture_output=True,
+        text=True,
+    ).stdout
+    for option in re.findall(r"(?<!-)--[a-z][a-z-]*", README):
+        assert option in help_text
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    (pattern,) = re.findall(r"grep -E '(.*?)' README.md", script)
+    commands = [line for line in README.splitlines() if re.search(pattern, line)]
+    assert len(commands) == 1
+    assert commands[0].endswith("pytest -q")
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link

@@ -7,6 +7,7 @@ is named, then write the README's generated parts anew.
 import csv
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ COLUMN_NAMES = (
 
 
 def keep(folder: Path) -> None:
-    """Copy what the README shows out of a run folder."""
+    """Copy what the README shows out of a run folder, made by the code that is checked out."""
     RESULTS.mkdir(exist_ok=True)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     with CURVES.open("w", newline="") as file:
@@ -41,6 +42,9 @@ def keep(folder: Path) -> None:
             writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
     config = json.loads((folder / "config.json").read_text())
     config["settings"].pop("data_dir")  # somebody's own path
+    config["commit"] = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     SETTINGS.write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -26,7 +26,8 @@ class CriticalSearch:
         points: That point for a critical example, the example itself for the others,
             ``(n, ...)``.
         first_step: Number of the step that found it, from 1; -1 where none did, ``(n,)`` int64.
-        evaluations: Forward and backward passes of single examples that the search took.
+        evaluations: Forward passes of single examples that the search took; all but those of the
+            last step had a backward pass as well.
         max_steps: Steps that were allowed.
     """
 
@@ -261,33 +262,36 @@ def _lass(
         ).to(inputs.device)
         moved = points[active] + alpha * signs + beta * eta[active]
         points[active] = box.clip(moved, inputs[active])
-        classes, new_signs = _look(forward, points[active], batch_size)
+        wanted = not gradient_at_start and step < max_steps
+        classes, new_signs = _look(forward, points[active], batch_size, signs=wanted)
         evaluations += len(active)
         stays = classes == predicted[active]
         first_step[active[~stays]] = step
         active = active[stays]
-        signs = (signs if gradient_at_start else new_signs)[stays]
+        signs = (new_signs if wanted else signs)[stays]
         if len(active) == 0:
             break
+    forward.refuse_randomness()
     points[active] = inputs[active]
     return CriticalSearch(first_step != NEVER, points, first_step, evaluations, max_steps)
 
 
-def _look(forward: Forward, inputs: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Predicted classes, and the sign of the gradient of the cross-entropy against them.
+def _look(
+    forward: Forward, inputs: Tensor, batch_size: int, *, signs: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Predicted classes, and if wanted the sign of the gradient of the cross-entropy against them.
 
     An example that is still searched has the class it began with, so that one forward pass serves
     both the check for a flip and the next step.
     """
-    looks = []
+    classes, directions = [], []
     for chunk in inputs.split(batch_size):
-        with torch.enable_grad():
+        with torch.set_grad_enabled(signs):
             x = leaf(chunk)
             logits = forward(x)
-            forward.refuse_randomness()
             check_logits(logits, len(chunk))
-            classes = logits.argmax(1)
-            loss = F.cross_entropy(logits, classes, reduction="sum")
-            looks.append((classes, differentiate(loss, x).sign()))
-    classes, signs = zip(*looks, strict=True)
-    return torch.cat(classes), torch.cat(signs)
+            classes.append(logits.argmax(1))
+            if signs:
+                loss = F.cross_entropy(logits, classes[-1], reduction="sum")
+                directions.append(differentiate(loss, x).sign())
+    return torch.cat(classes), torch.cat(directions) if signs else inputs.new_empty(0)

@@ -54,7 +54,7 @@ class Config:
     width: int = _setting(256, "units (mlp) or channels (small-alexnet) of a hidden layer")
     depth: int = _setting(2, "hidden layers (mlp) or convolutions (small-alexnet)")
     dropout: float = _setting(0.0, "probability of dropping a hidden unit (not tiny-mlp)")
-    epochs: int = _setting(60, "times through the training set")
+    epochs: int = _setting(50, "times through the training set")
     batch_size: int = _setting(64, "examples of an update")
     learning_rate: float = _setting(0.1, "step size of SGD")
     momentum: float = _setting(0.9, "momentum of SGD")
@@ -70,7 +70,7 @@ class Config:
     )
     csr_steps: int = _setting(10, "steps of the search for critical samples")
     csr_examples: int = _setting(
-        256, "examples searched, of the training set and of those held out"
+        200, "examples searched, of the training set and of those held out"
     )
     device: str = _setting("auto", "cpu, cuda, cuda:1, mps, or auto")
     precision: str = _setting("float32", "float32, float64, bfloat16 or float16 (autocast)")

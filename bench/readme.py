@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from memtools.report.figures import FIGURES, canvas, save
-from memtools.studies.memorization import CONDITIONS
+from memtools.studies.conditions import CONDITIONS
 from memtools.studies.summary import COLUMNS, Outcome, table_row
 
 ROOT = Path(__file__).parent.parent

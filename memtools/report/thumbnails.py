@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from memtools.extras import require
+from memtools.studies.conditions import Condition
 from memtools.studies.folder import RunFolder
-from memtools.studies.memorization import NORM, Condition, Config, Data
+from memtools.studies.memorization import Config, Data, corrupt
+from memtools.studies.recorder import NORM
 
 __all__ = ["Example", "extremes", "png_uri"]
 
@@ -54,7 +56,7 @@ def extremes(
     seed = config.seeds[0]
     path = folder.path / "examples" / f"{condition.key}-seed{seed}.parquet"
     table = require("pyarrow.parquet").read_table(path).to_pydict()
-    train = condition.apply(data.train, config, seed, len(data.split.class_names))
+    train = corrupt(config, data, condition, seed)
     order = np.argsort(table[NORM], kind="stable")
     names = data.split.class_names
 

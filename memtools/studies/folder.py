@@ -105,6 +105,15 @@ class RunFolder:
         """All lines of ``metrics.jsonl``."""
         return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
 
+    @staticmethod
+    def is_of(row: dict[str, Any], **values: Any) -> bool:
+        """Whether a line has these values."""
+        return all(row[name] == value for name, value in values.items())
+
+    def count_rows(self, **values: Any) -> int:
+        """Number of lines with these values, for instance of one training."""
+        return sum(self.is_of(row, **values) for row in self.rows())
+
     def drop_rows_from(self, is_lost: Callable[[dict[str, Any]], bool]) -> None:
         """Cut ``metrics.jsonl`` before the first line that is torn or lost.
 
@@ -114,7 +123,11 @@ class RunFolder:
         content = self._metrics.read_bytes()
         keep = 0
         for line in content.splitlines(keepends=True):
-            if not line.endswith(b"\n") or is_lost(json.loads(line)):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or is_lost(row):
                 break
             keep += len(line)
         if keep < len(content):

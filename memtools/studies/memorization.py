@@ -7,31 +7,24 @@ examples have a decision boundary close by (critical sample ratio).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from memtools import models, seeds
 from memtools.batch import check_logits
-from memtools.critical import critical_sample_ratio
-from memtools.data import Split, Tensors, in_memory, load, random_inputs, random_labels
+from memtools.data import Split, Tensors, in_memory, load
 from memtools.extras import require
-from memtools.files import replace_atomically
-from memtools.gradients import input_gradient_norms
-from memtools.guard import untouched
-from memtools.inequality import gini
-from memtools.ledger import Ledger
+from memtools.studies.conditions import CONDITIONS, Condition
 from memtools.studies.folder import RunFolder
-from memtools.training import Callback, EpochResult, Run, Trainer, resolve_device
+from memtools.studies.recorder import Recorder, predict
+from memtools.training import Callback, Trainer, resolve_device
 
-__all__ = ["CONDITIONS", "Condition", "Config", "Data", "Progress", "cells", "prepare", "run"]
-
-NORM = "input_gradient_norm"
-CHUNK = 1024
+__all__ = ["Config", "Data", "Progress", "cells", "corrupt", "prepare", "run"]
 
 
 def _setting(default: Any, help: str, **extra: Any) -> Any:
@@ -125,51 +118,6 @@ WIDTHS = {"tiny-mlp": 16, "small-alexnet": 200}
 """The paper's widths, where they are the default; its MLP has 4096 units."""
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One kind of data to train on.
-
-    Attributes:
-        key: Name in files.
-        title: Name for people.
-        labels: Share of the training labels that are random.
-        inputs: Share of the training inputs that are random.
-    """
-
-    key: str
-    title: str
-    labels: float = 0.0
-    inputs: float = 0.0
-
-    def apply(self, train: Tensors, config: Config, seed: int, num_classes: int) -> Tensors:
-        """The training set with this condition's noise in it."""
-        noisy: Any = train
-        if self.labels:
-            noisy = random_labels(
-                noisy,
-                self.labels,
-                mode=config.label_noise,  # type: ignore[arg-type]
-                seed=seed,
-                num_classes=num_classes,
-            )
-        if self.inputs:
-            noisy = random_inputs(
-                noisy,
-                self.inputs,
-                statistics=config.input_noise,  # type: ignore[arg-type]
-                seed=seed,
-            )
-        return in_memory(noisy)
-
-
-CONDITIONS = (
-    Condition("real", "real labels"),
-    Condition("random-labels-20", "20% random labels", labels=0.2),
-    Condition("random-labels-40", "40% random labels", labels=0.4),
-    Condition("random-labels-100", "all labels random", labels=1.0),
-    Condition("random-inputs-100", "all inputs random", inputs=1.0),
-)
-
 Progress = Callable[[str, int], None]
 """Called with a line on what is going on and the number of epochs just finished."""
 
@@ -187,6 +135,17 @@ class Data:
 def cells(config: Config) -> list[tuple[int, Condition]]:
     """All trainings of the study, in order."""
     return [(seed, condition) for seed in config.seeds for condition in CONDITIONS]
+
+
+def corrupt(config: Config, data: Data, condition: Condition, seed: int) -> Tensors:
+    """The training set of one training, noise included."""
+    return condition.apply(
+        data.train,
+        num_classes=len(data.split.class_names),
+        label_noise=config.label_noise,
+        input_noise=config.input_noise,
+        seed=seed,
+    )
 
 
 def prepare(config: Config) -> Data:
@@ -209,12 +168,8 @@ def prepare(config: Config) -> Data:
         seed=config.data_seed,
     )
     data = Data(split, in_memory(split.train), in_memory(split.validation), device)
-    probe = data.train.subset(torch.arange(1))
-    for condition in CONDITIONS:
-        condition.apply(probe, config, 0, len(split.class_names))
     model = _build(config, split, seed=0)
-    with untouched(model, evaluating=True) as forward, torch.no_grad():
-        check_logits(forward(probe.inputs))
+    check_logits(predict(model, data.train.inputs[:1]))
     normalises = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
     if normalises and len(data.train) % config.batch_size == 1:
         raise ValueError(
@@ -251,33 +206,92 @@ def run(
     folder = RunFolder.open(out, "memorization", settings, str(data.device))
     for name in ("checkpoints", "examples", "ledgers"):
         (out / name).mkdir(exist_ok=True)
+    tell = progress or (lambda line, epochs: None)
+    unfinished = _unfinished(folder, config)
     with _threads(config.threads):
         for seed, condition in cells(config):
-            _train(folder, config, data, seed, condition, progress or (lambda line, epochs: None))
+            title = f"{condition.title}, seed {seed}"
+            if (seed, condition) in unfinished:
+                tell(title, 0)
+                _train(folder, config, data, seed, condition, partial(tell, title))
+            else:
+                tell(title, config.epochs)
     (out / "checkpoints").rmdir()
     return folder
 
 
-def _train(
-    folder: RunFolder, config: Config, data: Data, seed: int, condition: Condition, tell: Progress
-) -> None:
+def _unfinished(folder: RunFolder, config: Config) -> list[tuple[int, Condition]]:
+    """The first training that is not finished, and all after it.
+
+    Lines of ``metrics.jsonl`` are in the order of the trainings, so what comes after one that has
+    to be done again cannot stay either.
+    """
+    folder.drop_rows_from(lambda row: False)
+    todo = cells(config)
+    while todo:
+        seed, condition = todo[0]
+        rows = folder.count_rows(condition=condition.key, seed=seed)
+        files = _files(folder, seed, condition)
+        if rows < config.epochs or not (files.examples.exists() and files.ledger.exists()):
+            break
+        files.checkpoint.unlink(missing_ok=True)
+        todo = todo[1:]
+    for seed, condition in todo[1:]:
+        for file in _files(folder, seed, condition):
+            file.unlink(missing_ok=True)
+    return todo
+
+
+class _Files(NamedTuple):
+    checkpoint: Path
+    ledger: Path
+    examples: Path
+
+
+def _files(folder: RunFolder, seed: int, condition: Condition) -> _Files:
     name = f"{condition.key}-seed{seed}"
-    title = f"{condition.title}, seed {seed}"
-    checkpoint = folder.path / "checkpoints" / f"{name}.pt"
-    examples = folder.path / "examples" / f"{name}.parquet"
-    if examples.exists():
-        checkpoint.unlink(missing_ok=True)
-        tell(title, config.epochs)
-        return
-    tell(title, 0)
-    train = condition.apply(data.train, config, seed, len(data.split.class_names))
+    return _Files(
+        folder.path / "checkpoints" / f"{name}.pt",
+        folder.path / "ledgers" / f"{name}.parquet",
+        folder.path / "examples" / f"{name}.parquet",
+    )
+
+
+def _train(
+    folder: RunFolder,
+    config: Config,
+    data: Data,
+    seed: int,
+    condition: Condition,
+    tell: Callable[[int], None],
+) -> None:
+    files = _files(folder, seed, condition)
+    train = corrupt(config, data, condition, seed)
     model = _build(config, data.split, seed)
-    recorder = _Recorder(folder, config, data.validation, seed, condition, train, tell)
-    trainer = _trainer(config, model, seed, [recorder], checkpoint)
-    trainer.fit(train, data.validation)
-    recorder.ledger.save(folder.path / "ledgers" / f"{name}.parquet")
-    _write_examples(examples, model, recorder.train, recorder.ledger, condition, seed)
-    checkpoint.unlink()
+    recorder = Recorder(
+        folder,
+        condition.key,
+        seed,
+        len(train),
+        probes={
+            "train": _probe(train.inputs, config, "train"),
+            "validation": _probe(data.validation.inputs, config, "validation"),
+        },
+        radius=config.radius,
+        steps=config.csr_steps,
+        tell=tell,
+    )
+    _trainer(config, model, seed, [recorder], files.checkpoint).fit(train, data.validation)
+    recorder.ledger.save(files.ledger)
+    recorder.write_examples(files.examples, model, train)
+    files.checkpoint.unlink()
+
+
+def _probe(inputs: Tensor, config: Config, part: str) -> Tensor:
+    order = torch.randperm(
+        len(inputs), generator=seeds.generator(config.data_seed, "csr examples", part)
+    )
+    return inputs[order[: config.csr_examples]]
 
 
 def _build(config: Config, split: Split, seed: int) -> nn.Module:
@@ -313,117 +327,6 @@ def _trainer(
         callbacks=callbacks or [],
         checkpoint=checkpoint,
     )
-
-
-class _Recorder(Callback):
-    """Measures after every epoch: a line in ``metrics.jsonl``, a presentation in the ledger."""
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        config: Config,
-        validation: Tensors,
-        seed: int,
-        condition: Condition,
-        train: Tensors,
-        tell: Progress,
-    ) -> None:
-        self.folder = folder
-        self.config = config
-        self.cell = {"condition": condition.key, "seed": seed}
-        self.train = train
-        self.probes = {
-            part: _probe(inputs, config, part)
-            for part, inputs in (("train", train.inputs), ("validation", validation.inputs))
-        }
-        self.ledger = Ledger(len(train))
-        self.title = f"{condition.title}, seed {seed}"
-        self.tell = tell
-
-    def on_start(self, run: Run) -> None:
-        self.train = run.train  # on the device by now
-        weight = next(run.model.parameters())
-        self.probes = {part: probe.to(weight) for part, probe in self.probes.items()}
-        done = len(run.results)
-        self.folder.drop_rows_from(
-            lambda row: {k: row[k] for k in self.cell} == self.cell and row["epoch"] > done
-        )
-        self.tell(self.title, done)
-
-    def on_epoch_end(self, run: Run, result: EpochResult) -> None:
-        train = self.train
-        logits = predict(run.model, train.inputs)
-        with untouched(run.model, evaluating=True):
-            norms = input_gradient_norms(run.model, train.inputs, train.targets, chunk_size=CHUNK)
-        self.ledger.update(
-            torch.arange(len(train)), logits=logits, targets=train.targets, **{NORM: norms}
-        )
-        mean_norms = torch.from_numpy(self.ledger.history(NORM)).double().mean(1)
-        right = logits.argmax(1) == train.targets
-        self.folder.append(
-            self.cell
-            | asdict(result)
-            | {
-                "corrupted_accuracy": _share(right[train.is_corrupted]),
-                "gini_of_running_mean": float(gini(mean_norms)),
-                "gini_instantaneous": float(gini(norms)),
-            }
-            | {f"csr_{part}": self._csr(run, part, result.epoch) for part in self.probes}
-        )
-        self.tell(self.title, 1)
-
-    def _csr(self, run: Run, part: str, epoch: int) -> float:
-        return float(
-            critical_sample_ratio(
-                run.model,
-                self.probes[part],
-                radius=self.config.radius,
-                max_steps=self.config.csr_steps,
-                generator=seeds.generator(self.cell["seed"], "csr", part, epoch),
-                batch_size=CHUNK,
-            )
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.ledger.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.ledger.load_state_dict(state)
-
-
-def predict(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits of a whole set in eval mode, by chunks."""
-    with untouched(model, evaluating=True) as forward, torch.no_grad():
-        return torch.cat([forward(chunk) for chunk in inputs.split(CHUNK)])
-
-
-def _probe(inputs: Tensor, config: Config, part: str) -> Tensor:
-    order = torch.randperm(
-        len(inputs), generator=seeds.generator(config.data_seed, "csr examples", part)
-    )
-    return inputs[order[: config.csr_examples]]
-
-
-def _write_examples(
-    path: Path, model: nn.Module, train: Tensors, ledger: Ledger, condition: Condition, seed: int
-) -> None:
-    pa, parquet = require("pyarrow"), require("pyarrow.parquet")
-    n = len(train)
-    table = {
-        "condition": [condition.key] * n,
-        "seed": [seed] * n,
-        "label": train.targets.cpu().numpy(),
-        "clean_label": train.clean_targets.cpu().numpy(),
-        "is_corrupted": train.is_corrupted.cpu().numpy(),
-        "prediction": predict(model, train.inputs).argmax(1).cpu().numpy(),
-        **ledger.scores(),
-    }
-    with replace_atomically(path) as temporary:
-        parquet.write_table(pa.table(table), temporary, compression="zstd")
-
-
-def _share(values: Tensor) -> float | None:
-    return float(values.float().mean()) if len(values) else None
 
 
 def _as_json(value: Any) -> Any:

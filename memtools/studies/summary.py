@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtools.extras import require
+from memtools.studies.conditions import CONDITIONS, Condition
 from memtools.studies.folder import RunFolder
-from memtools.studies.memorization import CONDITIONS, NORM, Condition
+from memtools.studies.recorder import NORM
 
 __all__ = ["COLUMNS", "Outcome", "Summary", "summarise", "table_row"]
 

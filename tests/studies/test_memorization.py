@@ -19,7 +19,8 @@ import pytest
 from memtools import Ledger, cli, gini
 from memtools.data import in_memory, load, random_labels
 from memtools.report.figures import FIGURES
-from memtools.studies.memorization import CONDITIONS, Config, cells, prepare, run
+from memtools.studies.conditions import CONDITIONS
+from memtools.studies.memorization import Config, cells, prepare, run
 from memtools.studies.summary import COLUMNS, summarise
 
 SMALL = [
@@ -153,14 +154,37 @@ def test_a_finished_training_is_not_done_again(folder, tmp_path):
     assert epochs_by_line == [1] * len(cells(config))
 
 
-def test_torn_last_line_of_metrics_is_cut_off(tmp_path):
-    config = Config.suited(train_size=50, validation_size=20, epochs=1, width=4, seeds=(0,))
+def lose_an_examples_file(folder: Path) -> None:
+    (folder / "examples" / f"{CONDITIONS[1].key}-seed0.parquet").unlink()
+
+
+def lose_a_ledger(folder: Path) -> None:
+    (folder / "ledgers" / f"{CONDITIONS[0].key}-seed0.parquet").unlink()
+
+
+def tear_the_last_line(folder: Path) -> None:
+    metrics = folder / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+
+
+def spoil_a_line(folder: Path) -> None:
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"epoch"', "epoch", 2))
+
+
+def lose_all_lines(folder: Path) -> None:
+    (folder / "metrics.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lose_an_examples_file, lose_a_ledger, tear_the_last_line, spoil_a_line, lose_all_lines],
+)
+def test_what_is_lost_is_made_anew(damage, tmp_path):
+    config = Config.suited(train_size=50, validation_size=20, epochs=2, width=4, seeds=(0,))
     run(config, tmp_path / "run")
     whole = contents(tmp_path / "run")
-    last = CONDITIONS[-1].key
-    (tmp_path / "run" / "examples" / f"{last}-seed0.parquet").unlink()
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes()[:-20])
+    damage(tmp_path / "run")
     run(config, tmp_path / "run")
     assert contents(tmp_path / "run") == whole
 

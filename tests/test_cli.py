@@ -1,5 +1,7 @@
 """What someone at a terminal sees when a word is wrong."""
 
+import sys
+
 import pytest
 
 from memtools import cli
@@ -87,6 +89,15 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(outcome, t
     assert "epochs 1, got 2" in lines[0]
     assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == page
     assert outcome("study", "memorization", "--out", "run", "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib", "pyarrow", "rich", "sklearn"])
+def test_without_the_extra_it_says_how_to_install_it(module, outcome, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, lines = outcome("study", "memorization", "--train-size", "20", "--epochs", "1")
+    assert code == 2
+    assert lines == [f'memtools: {module} is not installed; run: pip install "memtools[study]"']
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_version_and_help(capsys):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
 from memtools.files import write_text
 
@@ -155,7 +154,7 @@ def _versions() -> dict[str, str]:
         "memtools": version("memtools"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),  # importing it takes a second
         "numpy": np.__version__,
     }
 

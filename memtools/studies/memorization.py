@@ -155,7 +155,7 @@ def prepare(config: Config) -> Data:
         ValueError: If a setting cannot be used.
         FileNotFoundError: If the data are not there.
     """
-    for module in ("pyarrow", "matplotlib"):
+    for module in ("jinja2", "matplotlib", "pyarrow", "sklearn"):
         require(module)
     device = resolve_device(config.device)
     split = load(

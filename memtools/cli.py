@@ -1,6 +1,7 @@
 """The command line: ``memtools study NAME``."""
 
 import argparse
+import io
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -28,18 +29,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for input that cannot be used (one line on standard error), 130 when
         interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     out = options["out"]
     try:
         command(**options)
-    except (ValueError, FloatingPointError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
             raise
         print(f"memtools: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT
+    except FloatingPointError as error:
+        print(f"memtools: {error} and name another --out than {out}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
-        print(f"\nmemtools: interrupted; go on with --out {out} --resume", file=sys.stderr)
+        print("\nmemtools: interrupted; the same command with --resume goes on", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -65,19 +72,28 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--out", type=Path, default=Path("runs", name), help="the run folder")
         one.add_argument("--resume", action="store_true", help="go on with the run in --out")
         for setting in fields(module.Config):
-            _add_option(one, setting, get_type_hints(module.Config)[setting.name])
+            kind = get_type_hints(module.Config)[setting.name]
+            _add_option(one, setting, kind, module.IMAGES)
         one.set_defaults(command=_run_memorization)
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, setting: Field[Any], kind: Any) -> None:
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _add_option(
+    parser: argparse.ArgumentParser, setting: Field[Any], kind: Any, others: dict[str, Any]
+) -> None:
     # Only what is given counts: defaults depend on the data set, and on a resumed run.
     options: dict[str, Any] = {"default": argparse.SUPPRESS}
     options["help"] = str(setting.metadata["help"]).replace("%", "%%")
-    if setting.default not in (None, False):
-        default = setting.default
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
-        options["help"] += f"; {shown}"
+    if setting.default is not None and setting.default is not False:
+        options["help"] += f"; {_words(setting.default)}"
+    if setting.name in others:
+        options["help"] += f", for other data sets {_words(others[setting.name])}"
     if get_origin(kind) is types.UnionType:
         kind = next(k for k in get_args(kind) if k is not type(None))
     if kind is bool:
@@ -102,12 +118,13 @@ def _run_memorization(out: Path, resume: bool, **given: Any) -> None:
     if recorded is None:
         config = memorization.Config.suited(**given)
     else:
-        try:
-            config = memorization.Config(**recorded | given)
-        except TypeError as error:
+        known = {setting.name for setting in fields(memorization.Config)}
+        if unknown := recorded.keys() ^ known:
             raise ValueError(
-                f"out {out} holds a run of another version of memtools; name another --out"
-            ) from error
+                f"out {out} was made by another version of memtools, with other settings "
+                f"({', '.join(sorted(unknown))}); name another --out"
+            )
+        config = memorization.Config(**recorded | given)
     data = memorization.prepare(config)
     total = len(memorization.cells(config)) * config.epochs
     with _progress(total) as tell:
@@ -149,9 +166,10 @@ def _show(folder: Any, config: Any, data: Any) -> None:
     from rich.table import Table
 
     from memtools.report import write_report
-    from memtools.studies.summary import COLUMNS, summarise
+    from memtools.studies.summary import COLUMNS, Sizes, summarise
 
-    summary = summarise(folder, len(data.validation))
+    held_out = len(data.validation)
+    summary = summarise(folder, Sizes(held_out, min(config.csr_examples, held_out)))
     page = write_report(folder, config, data, summary)
     console = Console()
     table = Table(
@@ -161,7 +179,8 @@ def _show(folder: Any, config: Any, data: Any) -> None:
         padding=0,
     )
     for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+        justify = "right" if number else "left"
+        table.add_column(column, justify=justify, no_wrap=number == 0, overflow="fold")
     for row in summary.table:
         table.add_row(*row)
     console.print(table)

@@ -2,8 +2,10 @@
 
 Every call of a user's model goes through :func:`untouched`. What it keeps as it was, also when the
 call raises: weights, ``.grad``, ``requires_grad``, buffers (BatchNorm statistics among them), the
-train/eval flag and every other attribute of every submodule, the global random state of torch on
-the CPU and on the model's devices, of NumPy and of Python, gradient and inference mode, autocast.
+train/eval flag of every submodule and what its other attributes refer to, the global random state
+of torch on the CPU and on the model's devices, of NumPy and of Python, gradient and inference mode,
+autocast. What it cannot take back: a forward pass, or a user's hook in it, that adds to a list of
+its own.
 """
 
 import pickle
@@ -71,14 +73,7 @@ class Forward:
         # The copy lets a model work in place on its input: a leaf that requires a gradient, or
         # the user's own tensor, must not be written to.
         buffers = {name: b.clone() for name, b in self.buffers.items()}
-        output = functional_call(self.model, (parameters, buffers), (inputs.clone(),))
-        output = getattr(output, "logits", output)  # Hugging Face models return a record
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"model must return a tensor of logits or a record with a field `logits`, "
-                f"got {type(output).__name__}; wrap the model in one that returns its logits"
-            )
-        return output
+        return logits_of(functional_call(self.model, (parameters, buffers), (inputs.clone(),)))
 
     def refuse_randomness(self) -> None:
         """Raise if a forward pass so far has drawn random numbers (dropout, noise, random depth).
@@ -165,6 +160,21 @@ def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward
         for module, before in attributes:
             _restore_attributes(module, before)
         _restore_random_state(devices, state)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, or a record as Hugging Face's models give.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"model must return a tensor of logits or a record with a field `logits`, "
+            f"got {type(output).__name__}; wrap the model in one that returns its logits"
+        )
+    return output
 
 
 def plain(tensor: Tensor) -> Tensor:

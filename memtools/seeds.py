@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["derive_seed", "generator", "seeded"]
+__all__ = ["derive_seed", "generator", "kept", "seeded"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -34,8 +34,16 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 @contextmanager
+def kept() -> Iterator[None]:
+    """Put the global random state of the CPU and of all GPUs back after a block."""
+    # All devices by number: without, torch warns where there is more than one.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
+@contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Run a block under a seed of its own; the global random state is put back afterwards."""
-    with torch.random.fork_rng():
+    with kept():
         torch.manual_seed(derive_seed(*parts))
         yield

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from PIL import Image
 
 from memtools import cli
 
@@ -40,10 +41,14 @@ BAD = {
     "--momentum -1": ["momentum", "-1"],
     "--label-noise some": ["label_noise", "uniform", "some"],
     "--radius -1": ["radius", "-1"],
-    "--model small-alexnet --width 4 --train-size 65": ["batch_size 64", "65 examples"],
+    "--model small-alexnet --width 4 --train-size 65": ["batch_size 64", "65"],
     "--device cuda:99": ["device", "cuda:99", "cpu"],
     "--device banana": ["device", "banana", "cpu"],
     "--precision int8": ["precision", "int8", "bfloat16"],
+    "--train-size 9": ["9 training", "at least 10"],
+    "--seeds 99999999999999999999": ["seeds", "2**63"],
+    "--device meta": ["device", "meta", "cpu"],
+    "--width 100000000": ["width 100000000"],
     "--nonsense": ["--nonsense", "--help"],
 }
 
@@ -98,6 +103,33 @@ def test_without_the_extra_it_says_how_to_install_it(module, outcome, monkeypatc
     assert code == 2
     assert lines == [f'memtools: {module} is not installed; run: pip install "memtools[study]"']
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_diverges_says_so(outcome):
+    words = "--learning-rate 1e6 --epochs 2 --seeds 0 --train-size 100 --width 8 --out run"
+    code, lines = outcome("study", "memorization", *words.split())
+    assert code == 2
+    assert "diverge" in lines[-1]
+    assert "run" in lines[-1]
+
+
+def test_a_folder_of_images(outcome, tmp_path):
+    for number in range(40):
+        folder = tmp_path / "images" / ("<b>ö&", "two")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = ("RGB", "L", "RGBA")[number % 3]
+        Image.new(mode, (5 + number, 9), number * 5).save(folder / f"{number}.png")
+    words = "--dataset folder --data-dir images --image-size 8 --epochs 1 --seeds 0 --out run"
+    code, _ = outcome("study", "memorization", *words.split())
+    assert code == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "&lt;b&gt;ö&amp;" in page
+    assert "<b>ö&" not in page
+    (tmp_path / "images" / "two" / "broken.png").write_bytes(b"no image")
+    code, lines = outcome("study", "memorization", *words.split(), "--out", "again")
+    assert code == 2
+    assert "broken.png" in lines[0]
+    assert not (tmp_path / "again").exists()
 
 
 def test_version_and_help(capsys):

@@ -252,7 +252,7 @@ def _folder(root: Path, download: bool, image_size: int, seed: int) -> _Loaded:
 
     def read(folder: Path) -> tuple[_Part, tuple[str, ...]]:
         try:
-            images = datasets.ImageFolder(folder, to_tensor)
+            images = datasets.ImageFolder(folder, to_tensor, loader=_read_image)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{folder} must hold one folder for each class, with at least one image in each"
@@ -280,6 +280,15 @@ def _folder(root: Path, download: bool, image_size: int, seed: int) -> _Loaded:
             f"got {', '.join(classes)} and {', '.join(validation_classes)}"
         )
     return (train, validation), classes
+
+
+def _read_image(path: str) -> Any:
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}); remove it") from error
 
 
 def _has_folders(folder: Path) -> bool:

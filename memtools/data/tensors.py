@@ -14,7 +14,7 @@ class Tensors(Dataset[tuple[Tensor, Tensor, int]]):
     """Inputs and targets as two tensors; items are ``(input, target, index)``.
 
     Args:
-        inputs: Shape ``(n, ...)``.
+        inputs: Shape ``(n, ...)``; everything else goes to their device.
         targets: Class numbers of shape ``(n,)``.
         is_corrupted: Which examples carry noise put in on purpose, ``(n,)`` bool; ``None`` is none.
         clean_targets: The targets before noise; ``None`` is ``targets``.
@@ -30,13 +30,13 @@ class Tensors(Dataset[tuple[Tensor, Tensor, int]]):
         is_corrupted: Tensor | None = None,
         clean_targets: Tensor | None = None,
     ) -> None:
-        n = len(inputs)
+        n, device = len(inputs), inputs.device
         self.inputs = inputs
-        self.targets = targets
-        self.is_corrupted = (
-            torch.zeros(n, dtype=torch.bool) if is_corrupted is None else is_corrupted
-        )
-        self.clean_targets = targets if clean_targets is None else clean_targets
+        self.targets = targets.to(device)
+        self.is_corrupted = torch.zeros(n, dtype=torch.bool, device=device)
+        if is_corrupted is not None:
+            self.is_corrupted = is_corrupted.to(device)
+        self.clean_targets = self.targets if clean_targets is None else clean_targets.to(device)
         for name in ("targets", "is_corrupted", "clean_targets"):
             if len(getattr(self, name)) != n:
                 raise ValueError(f"{name} must have {n} entries, got {len(getattr(self, name))}")
@@ -57,13 +57,9 @@ class Tensors(Dataset[tuple[Tensor, Tensor, int]]):
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Tensors":
-        """The same data on another device, the inputs in another dtype if one is given."""
-        return Tensors(
-            self.inputs.to(device, dtype),
-            self.targets.to(device),
-            self.is_corrupted.to(device),
-            self.clean_targets.to(device),
-        )
+        """The same data on another device, inputs of floating point in another dtype if given."""
+        inputs = self.inputs.to(device, dtype if self.inputs.is_floating_point() else None)
+        return Tensors(inputs, self.targets, self.is_corrupted, self.clean_targets)
 
 
 def in_memory(dataset: Any) -> Tensors:

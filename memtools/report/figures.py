@@ -76,11 +76,16 @@ def _curve(
                 epochs, values.min(0), values.max(0), color=color, alpha=0.18, linewidth=0
             )
             axes.plot(
-                epochs, values.mean(0), color=color, linestyle=dashes, label=outcome.condition.title
+                epochs,
+                values.mean(0),
+                color=color,
+                linestyle=dashes,
+                marker="o" if len(epochs) == 1 else None,
+                label=outcome.condition.title,
             )
         axes.set_xlabel("epochs of training")
         axes.set_ylabel(label)
-        axes.set_xlim(left=1)
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylim(0, 102 if percent else 1)
 
     return draw

@@ -4,6 +4,7 @@ import base64
 import json
 from pathlib import Path
 
+from memtools.critical import NOISE_OVER_RADIUS, STEP_OVER_RADIUS
 from memtools.extras import require
 from memtools.files import write_text
 from memtools.report.figures import FIGURES, draw_figures
@@ -54,6 +55,12 @@ def write_report(folder: RunFolder, config: Config, data: Data, summary: Summary
         train_size=len(data.train),
         validation_size=len(data.validation),
         config=config,
+        searched={
+            "held_out": min(config.csr_examples, len(data.validation)),
+            "training": min(config.csr_examples, len(data.train)),
+        },
+        step_over_radius=STEP_OVER_RADIUS,
+        noise_over_radius=NOISE_OVER_RADIUS,
         sentences=[sentence.split(": ", 1) for sentence in summary.sentences],
         columns=COLUMNS,
         table=summary.table,

@@ -25,7 +25,13 @@ class Condition:
     inputs: float = 0.0
 
     def apply(
-        self, train: Tensors, *, num_classes: int, label_noise: Any, input_noise: Any, seed: int
+        self,
+        train: Tensors,
+        *,
+        num_classes: int,
+        label_noise: Any,
+        input_statistics: Any,
+        seed: int,
     ) -> Tensors:
         """The training set with this condition's noise in it.
 
@@ -33,7 +39,7 @@ class Condition:
             train: The training set; it is not changed.
             num_classes: Number of classes that random labels are drawn from.
             label_noise: ``mode`` of :func:`memtools.data.random_labels`.
-            input_noise: ``statistics`` of :func:`memtools.data.random_inputs`.
+            input_statistics: ``statistics`` of :func:`memtools.data.random_inputs`.
             seed: Fixes the noise.
 
         Returns:
@@ -45,7 +51,7 @@ class Condition:
                 noisy, self.labels, mode=label_noise, seed=seed, num_classes=num_classes
             )
         if self.inputs:
-            noisy = random_inputs(noisy, self.inputs, statistics=input_noise, seed=seed)
+            noisy = random_inputs(noisy, self.inputs, statistics=input_statistics, seed=seed)
         return in_memory(noisy)
 
 

@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["RunFolder"]
 class RunFolder:
     """A folder that a run fills, and that the same run can be resumed in.
 
-    ``config.json`` appears first and whole, and is locked while a process works in the folder;
+    ``config.json`` appears first and whole;
     ``metrics.jsonl`` is only ever appended to; every other file is written whole or not at all.
 
     Attributes:
@@ -30,7 +31,6 @@ class RunFolder:
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
         self.config = config
-        self._lock = _lock(path / "config.json")
         self._metrics = path / "metrics.jsonl"
         self._metrics.touch()
 
@@ -67,7 +67,7 @@ class RunFolder:
             The folder.
 
         Raises:
-            ValueError: If the folder holds something else, or another process is using it.
+            ValueError: If the folder holds something else.
         """
         if cls.recorded_settings(path) is None:
             config = {
@@ -91,7 +91,37 @@ class RunFolder:
                     f"out {path} holds a run with {name} {recorded.get(name)!r}, got {value!r}; "
                     "resume with the same settings, or name another folder"
                 )
+        # What goes on elsewhere does not end in the same numbers, nor as the folder says.
+        before = f"on {config['device']} with torch {config['versions']['torch']}"
+        here = f"on {_describe(device)} with torch {torch.__version__}"
+        if before != here:
+            raise ValueError(
+                f"out {path} was made {before}, this would go on {here}; resume it there, or name "
+                "another folder"
+            )
         return cls(path, config)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder for a block, however this process ends.
+
+        Raises:
+            ValueError: If another process is using the folder.
+        """
+        with (self.path / "config.json").open("rb") as handle:
+            try:
+                import fcntl
+            except ImportError:  # Windows
+                yield
+                return
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    f"out {self.path} is in use by another process; wait for it, "
+                    "or name another folder"
+                ) from error
+            yield
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``, on the disk when this returns."""
@@ -131,22 +161,6 @@ class RunFolder:
             keep += len(line)
         if keep < len(content):
             os.truncate(self._metrics, keep)
-
-
-def _lock(file: Path) -> Any:
-    """Keep other processes out of the folder until this one ends, however it ends."""
-    handle = file.open("rb")
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(
-            f"out {file.parent} is in use by another process; wait for it, or name another folder"
-        ) from error
-    return handle
 
 
 def _versions() -> dict[str, str]:

@@ -5,8 +5,9 @@ they generalise, how unequally the examples pull (Gini coefficient of the sensit
 examples have a decision boundary close by (critical sample ratio).
 """
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -53,10 +54,10 @@ class Config:
     momentum: float = _setting(0.9, "momentum of SGD")
     weight_decay: float = _setting(0.0, "weight decay of SGD")
     label_noise: str = _setting(
-        "uniform", "random labels are drawn from all classes (uniform), the other ones, or permuted"
+        "uniform", "random labels: of all classes (uniform), of the others (other), or permuted"
     )
-    input_noise: str = _setting(
-        "all", "random inputs have mean and variance of all values, of each channel or element"
+    input_statistics: str = _setting(
+        "all", "random inputs have mean and variance of all values, of each channel, or element"
     )
     radius: float = _setting(
         1 / 16, "half-width of the box of a critical sample; inputs are in [0, 1]"
@@ -82,11 +83,17 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", tuple(self.seeds))
+        if self.data_dir is not None:
+            # Absolute, so that the run can be resumed from anywhere.
+            path = os.path.abspath(os.path.expanduser(self.data_dir))
+            object.__setattr__(self, "data_dir", path)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be different numbers, got {list(self.seeds)}")
+        if not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise ValueError(f"seeds must lie in 0..2**63 - 1, got {list(self.seeds)}")
         for name, choices in (
             ("label_noise", ("uniform", "other", "permuted")),
-            ("input_noise", ("all", "channel", "element")),
+            ("input_statistics", ("all", "channel", "element")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -113,6 +120,9 @@ IMAGES: dict[str, Any] = {
     "radius": 8 / 255,
 }
 """Defaults for sets larger than the digits: a subset that a CPU can train on."""
+
+SMALLEST = 10
+"""Training examples below which shares such as 20% are too coarse to mean anything."""
 
 WIDTHS = {"tiny-mlp": 16, "small-alexnet": 200}
 """The paper's widths, where they are the default; its MLP has 4096 units."""
@@ -143,7 +153,7 @@ def corrupt(config: Config, data: Data, condition: Condition, seed: int) -> Tens
         data.train,
         num_classes=len(data.split.class_names),
         label_noise=config.label_noise,
-        input_noise=config.input_noise,
+        input_statistics=config.input_statistics,
         seed=seed,
     )
 
@@ -167,13 +177,28 @@ def prepare(config: Config) -> Data:
         image_size=config.image_size,
         seed=config.data_seed,
     )
+    if len(split.train) < SMALLEST or len(split.validation) < 1:
+        raise ValueError(
+            f"dataset {config.dataset} has {len(split.train)} training and {len(split.validation)} "
+            f"validation examples here; the study needs at least {SMALLEST} and 1"
+        )
+    if len(split.class_names) < 2:
+        raise ValueError(
+            f"dataset {config.dataset} has one class here, {', '.join(split.class_names)}; "
+            "the study needs at least two"
+        )
     data = Data(split, in_memory(split.train), in_memory(split.validation), device)
-    model = _build(config, split, seed=0)
+    try:
+        model = _build(config, split, seed=0)
+    except RuntimeError as error:
+        raise ValueError(
+            f"width {config.width} with depth {config.depth} cannot be built: {error}"
+        ) from error
     check_logits(predict(model, data.train.inputs[:1]))
     normalises = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
-    if normalises and len(data.train) % config.batch_size == 1:
+    if normalises and (config.batch_size == 1 or len(data.train) % config.batch_size == 1):
         raise ValueError(
-            f"batch_size {config.batch_size} leaves a last batch of one of the {len(data.train)} "
+            f"batch_size {config.batch_size} makes a batch of one of the {len(data.train)} "
             f"examples, which the BatchNorm of {config.model} cannot normalise; choose another"
         )
     _trainer(config, model)
@@ -207,8 +232,8 @@ def run(
     for name in ("checkpoints", "examples", "ledgers"):
         (out / name).mkdir(exist_ok=True)
     tell = progress or (lambda line, epochs: None)
-    unfinished = _unfinished(folder, config)
-    with _threads(config.threads):
+    with folder.locked(), _threads(config.threads):
+        unfinished = _unfinished(folder, config)
         for seed, condition in cells(config):
             title = f"{condition.title}, seed {seed}"
             if (seed, condition) in unfinished:
@@ -216,7 +241,8 @@ def run(
                 _train(folder, config, data, seed, condition, partial(tell, title))
             else:
                 tell(title, config.epochs)
-    (out / "checkpoints").rmdir()
+    with suppress(OSError):  # somebody's own file in it
+        (out / "checkpoints").rmdir()
     return folder
 
 
@@ -232,7 +258,7 @@ def _unfinished(folder: RunFolder, config: Config) -> list[tuple[int, Condition]
         seed, condition = todo[0]
         rows = folder.count_rows(condition=condition.key, seed=seed)
         files = _files(folder, seed, condition)
-        if rows < config.epochs or not (files.examples.exists() and files.ledger.exists()):
+        if rows != config.epochs or not (files.examples.exists() and files.ledger.exists()):
             break
         files.checkpoint.unlink(missing_ok=True)
         todo = todo[1:]

@@ -13,7 +13,7 @@ from memtools.studies.conditions import CONDITIONS, Condition
 from memtools.studies.folder import RunFolder
 from memtools.studies.recorder import NORM
 
-__all__ = ["COLUMNS", "Outcome", "Summary", "summarise", "table_row"]
+__all__ = ["COLUMNS", "Outcome", "Sizes", "Summary", "summarise", "table_row"]
 
 Curves = NDArray[np.float64]
 """One row per seed, one column per epoch."""
@@ -49,6 +49,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Numbers of examples: held out, and of those, searched for critical samples."""
+
+    held_out: int
+    searched: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """The study in words and numbers.
 
@@ -77,12 +85,12 @@ COLUMNS = (
 DETECTORS = ("csl", NORM)
 
 
-def summarise(folder: RunFolder, held_out: int) -> Summary:
+def summarise(folder: RunFolder, sizes: Sizes) -> Summary:
     """Read a finished run folder.
 
     Args:
         folder: The folder of the memorization study.
-        held_out: Number of validation examples.
+        sizes: Of its parts.
 
     Returns:
         A :class:`Summary`.
@@ -93,7 +101,7 @@ def summarise(folder: RunFolder, held_out: int) -> Summary:
     return Summary(
         outcomes,
         [table_row(outcome) for outcome in outcomes.values()],
-        list(_sentences(outcomes, folder.config["settings"], held_out)),
+        list(_sentences(outcomes, folder.config["settings"], sizes)),
     )
 
 
@@ -116,7 +124,10 @@ def _outcome(
     norms, detection = [], {score: [] for score in DETECTORS}
     for seed in seeds:
         path = folder.path / "examples" / f"{condition.key}-seed{seed}.parquet"
-        table = parquet.read_table(path).to_pydict()
+        try:
+            table = parquet.read_table(path).to_pydict()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read; remove it and resume the run") from error
         norms.append(np.array(table[NORM]))
         wrong = np.array(table["label"]) != np.array(table["clean_label"])
         if 0 < wrong.sum() < len(wrong):
@@ -140,7 +151,7 @@ def table_row(outcome: Outcome) -> list[str]:
 
 
 def _sentences(
-    outcomes: dict[str, Outcome], settings: dict[str, Any], held_out: int
+    outcomes: dict[str, Outcome], settings: dict[str, Any], sizes: Sizes
 ) -> Iterator[str]:
     real, labels = outcomes["real"], outcomes["random-labels-100"]
     inputs, part = outcomes["random-inputs-100"], outcomes["random-labels-40"]
@@ -154,27 +165,27 @@ def _sentences(
     )
 
     gini = "gini_of_running_mean"
-    others = np.concatenate([labels.final(gini), inputs.final(gini)])
-    verdict = _compare(real.final(gini), others)
     yield (
         f"Sensitivity: its Gini coefficient over the examples is "
-        f"{mean(real.final(gini)):.2f} on real labels, {mean(labels.final(gini)):.2f} on random "
-        f"labels and {mean(inputs.final(gini)):.2f} on random inputs: {verdict} on real data. "
-        f"High means that a few examples hold most of it."
+        f"{mean(real.final(gini)):.2f} with real labels, {mean(labels.final(gini)):.2f} with "
+        f"random labels and {mean(inputs.final(gini)):.2f} with random inputs. It is higher on "
+        f"real data than with random labels in {_wins(real, labels, gini)} and than with random "
+        f"inputs in {_wins(real, inputs, gini)}. High means that a few examples hold most of it."
     )
 
     validation = part.curves["validation_accuracy"]
     best, last = validation.max(1), validation[:, -1]
     # The best of many epochs is lucky: only three standard errors of a share of the held-out
-    # examples, in every seed, are called a fall.
-    noise = np.sqrt(best * (1 - best) / held_out)
-    if (best - last > 3 * noise).all():
-        course = (
-            f"rises to {_percent(best)} (epoch {median(validation.argmax(1) + 1):.0f}), then falls "
-            f"to {_percent(last)}"
-        )
-    else:
-        course = f"ends at {_percent(last)}, its best being {_percent(best)}"
+    # examples, in every seed, are called a rise or a fall.
+    noise = 3 * np.sqrt(best * (1 - best) / sizes.held_out)
+    rises, falls = (best - validation[:, 0] > noise).all(), (best - last > noise).all()
+    peak = f"{_percent(best)} (epoch {median(validation.argmax(1) + 1):.0f})"
+    course = {
+        (True, True): f"rises to {peak}, then falls to {_percent(last)}",
+        (True, False): f"rises to {peak} and ends at {_percent(last)}",
+        (False, True): f"falls from {peak} to {_percent(last)}",
+        (False, False): f"ends at {_percent(last)}, its best being {peak}",
+    }[bool(rises), bool(falls)]
     yield (
         f"Memorising: with 40% random labels, validation accuracy {course}, while the share of the "
         f"randomly labelled examples that get the label they were given goes from "
@@ -183,13 +194,14 @@ def _sentences(
     )
 
     csr = "csr_validation"
-    others = np.concatenate([labels.final(csr), inputs.final(csr)])
-    verdict = _compare(others, real.final(csr))
     yield (
-        f"Decision boundaries: at the end, {_percent(real.final(csr))} of the held-out examples "
-        f"have another predicted class within ±{settings['radius']:.3g} per pixel after training "
-        f"on real labels, {_percent(labels.final(csr))} after random labels and "
-        f"{_percent(inputs.final(csr))} after random inputs: {verdict} after noise."
+        f"Decision boundaries: a search of {settings['csr_steps']} steps finds another predicted "
+        f"class within ±{settings['radius']:.3g} per pixel around "
+        f"{_percent(real.final(csr))} of {sizes.searched} held-out examples after training on real "
+        f"labels, {_percent(labels.final(csr))} after random labels and "
+        f"{_percent(inputs.final(csr))} after random inputs. That is more than after real labels "
+        f"in {_wins(labels, real, csr)} with random labels and in {_wins(inputs, real, csr)} with "
+        f"random inputs."
     )
 
     found = [
@@ -206,19 +218,16 @@ def _sentences(
         )
 
 
-def _compare(higher: Curves, lower: Curves) -> str:
-    """How clearly one group of values lies above another, over all seeds."""
-    if min(len(higher), len(lower)) == 1 and higher.min() > lower.max():
-        return "with this one seed, higher"
-    if higher.min() > lower.max():
-        return "in every seed higher"
-    if higher.mean() > lower.mean():
-        return "on average, but not in every seed, higher"
-    return "not higher"
+def _wins(higher: Outcome, lower: Outcome, name: str) -> str:
+    """In how many seeds one condition ends above another."""
+    wins = higher.final(name) > lower.final(name)
+    return f"{wins.sum()} of {len(wins)} seed{'s' if len(wins) > 1 else ''}"
 
 
 def _percent(values: Sequence[float] | Curves) -> str:
     share = 100 * float(np.mean(values))
+    if 0 < share < 0.1 or 99.9 < share < 100:
+        return "<0.1%" if share < 1 else ">99.9%"
     return f"{share:.0f}%" if share in (0, 100) or 1 <= share <= 99 else f"{share:.1f}%"
 
 

@@ -3,6 +3,7 @@
 from memtools.training.callbacks import Callback
 from memtools.training.devices import resolve_device
 from memtools.training.evaluation import Evaluation, evaluate
-from memtools.training.trainer import EpochResult, Run, Trainer
+from memtools.training.run import EpochResult, Run
+from memtools.training.trainer import Trainer
 
 __all__ = ["Callback", "EpochResult", "Evaluation", "Run", "Trainer", "evaluate", "resolve_device"]

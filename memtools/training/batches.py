@@ -1,5 +1,6 @@
 """From a data set and an order to the batches of one process."""
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ def batches(
         order: Indices in the order of use.
         batch_size: Examples of a batch over all processes; the last one may be smaller.
         device: Where the batches are wanted.
-        dtype: Dtype of the inputs; ``None`` leaves it.
+        dtype: Dtype of inputs of floating point; ``None`` leaves it.
         ranks: This process among all.
         workers: Processes that load data.
         seed: Seed of the loading processes, for random augmentation.
@@ -69,26 +70,38 @@ def batches(
         plan.append((share if len(share) else indices[:1], len(indices), len(share) > 0))
     for (indices, total, counts), (inputs, targets) in zip(
         plan,
-        _read(dataset, [p[0] for p in plan], device, workers, seed),
+        _read(dataset, [p[0] for p in plan], device, ranks, workers, seed),
         strict=True,
     ):
-        inputs = inputs.to(device, dtype, non_blocking=True)
+        wanted = dtype if inputs.is_floating_point() else None
+        inputs = inputs.to(device, wanted, non_blocking=True)
         yield Batch(inputs, targets.to(device, non_blocking=True), indices, total, counts)
 
 
 def _read(
-    dataset: Any, plan: list[Tensor], device: torch.device, workers: int, seed: int
+    dataset: Any,
+    plan: list[Tensor],
+    device: torch.device,
+    ranks: Ranks,
+    workers: int,
+    seed: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(dataset, Tensors):
         for indices in plan:
             indices = indices.to(dataset.inputs.device)
             yield dataset.inputs[indices], dataset.targets[indices]
         return
+    context = None
+    if workers and ranks.world_size > 1 and "forkserver" in multiprocessing.get_all_start_methods():
+        # The threads of the process group do not survive a fork: a worker would now and then hang.
+        context = "forkserver"
     loader = DataLoader(
         dataset,
+        multiprocessing_context=context,
         batch_sampler=[indices.tolist() for indices in plan],
         num_workers=workers,
-        pin_memory=device.type == "cuda",
+        # Without workers, the data set itself may give tensors that are on a GPU.
+        pin_memory=device.type == "cuda" and workers > 0,
         generator=torch.Generator().manual_seed(seed),
     )
     for inputs, targets, *_ in loader:

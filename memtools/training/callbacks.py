@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memtools.training.batches import Batch
-    from memtools.training.trainer import EpochResult, Run
+    from memtools.training.run import EpochResult, Run
 
 __all__ = ["Callback"]
 

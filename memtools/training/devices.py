@@ -19,8 +19,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The device of that name, if this machine has it.
 
     Args:
-        device: ``"auto"`` takes the accelerator if there is one, the CPU otherwise; under
-            ``torchrun`` each process takes the accelerator of its local rank.
+        device: ``"auto"`` takes the accelerator if there is one, the CPU otherwise. Without a
+            number, each process of ``torchrun`` takes the accelerator of its local rank.
 
     Returns:
         The device.
@@ -36,7 +36,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)))
     try:
         resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        torch.zeros(1, device=resolved).item()  # fails on "meta" as well
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         available = ["cpu"]
         if torch.accelerator.is_available():
@@ -49,6 +49,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             f"device must be one of auto, {', '.join(available)} on this machine, "
             f"got {str(device)!r}"
         ) from error
+    if resolved.index is None and resolved.type != "cpu":
+        return torch.device(resolved.type, int(os.environ.get("LOCAL_RANK", 0)))
     return resolved
 
 

@@ -441,7 +441,7 @@ def test_other_files_beside_the_images_are_passed_over(tmp_path):
 def test_file_that_is_no_image_is_named_when_it_is_read(tmp_path):
     write_images(tmp_path)
     (tmp_path / "cat" / "broken.png").write_text("no image")
-    with pytest.raises(OSError, match=r"broken\.png"):
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image"):
         read_everything(load("folder", data_dir=tmp_path, image_size=4))
 
 

@@ -21,7 +21,7 @@ from memtools.data import in_memory, load, random_labels
 from memtools.report.figures import FIGURES
 from memtools.studies.conditions import CONDITIONS
 from memtools.studies.memorization import Config, cells, prepare, run
-from memtools.studies.summary import COLUMNS, summarise
+from memtools.studies.summary import COLUMNS, Sizes, summarise
 
 SMALL = [
     "--train-size", "120", "--validation-size", "60", "--epochs", "4", "--width", "16",
@@ -192,10 +192,10 @@ def test_what_is_lost_is_made_anew(damage, tmp_path):
 def test_two_processes_cannot_share_a_folder(tmp_path):
     pytest.importorskip("fcntl", reason="folders are locked only where there is flock")
     config = Config.suited(train_size=50, validation_size=20, epochs=1, width=4, seeds=(0,))
-    held = run(config, tmp_path / "run")
-    with pytest.raises(ValueError, match="in use by another process"):
+    folder = run(config, tmp_path / "run")
+    with folder.locked(), pytest.raises(ValueError, match="in use by another process"):
         run(config, tmp_path / "run")
-    assert held.rows()
+    assert run(config, tmp_path / "run").rows() == folder.rows()
 
 
 def test_summary_says_no_more_than_the_numbers(folder, tmp_path):
@@ -208,13 +208,46 @@ def test_summary_says_no_more_than_the_numbers(folder, tmp_path):
         row |= {"gini_of_running_mean": 0.1 if real else 0.5, "csr_validation": 0.9 if real else 0}
         row |= {"validation_accuracy": 0.5}
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    summary = summarise(finished, held_out=20)
+    summary = summarise(finished, Sizes(held_out=20, searched=7))
     text = dict(sentence.split(": ", 1) for sentence in summary.sentences)
-    assert "not higher on real data" in text["Sensitivity"]
-    assert "not higher after noise" in text["Decision boundaries"]
+    assert "than with random labels in 0 of 2 seeds" in text["Sensitivity"]
+    assert "than with random inputs in 0 of 2 seeds" in text["Sensitivity"]
+    assert "in 0 of 2 seeds with random labels" in text["Decision boundaries"]
+    assert "of 7 held-out examples" in text["Decision boundaries"]
     assert "ends at 50%, its best being 50%" in text["Memorising"]
     assert len(summary.table) == len(CONDITIONS)
     assert all(len(row) == len(COLUMNS) for row in summary.table)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "course"),
+    [
+        ([0.5, 0.9, 0.2], "rises to 90% (epoch 2), then falls to 20%"),
+        ([0.9, 0.5, 0.2], "falls from 90% (epoch 1) to 20%"),
+        ([0.2, 0.9, 0.9], "rises to 90% (epoch 2) and ends at 90%"),
+        ([0.5, 0.51, 0.5], "ends at 50%, its best being 51% (epoch 2)"),
+    ],
+)
+def test_a_rise_and_a_fall_are_called_so_beyond_chance_only(accuracies, course, tmp_path):
+    config = Config.suited(train_size=50, validation_size=20, epochs=3, width=4, seeds=(0,))
+    finished = run(config, tmp_path / "run")
+    rows = finished.rows()
+    for row in rows:
+        row["validation_accuracy"] = accuracies[row["epoch"] - 1]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    summary = summarise(finished, Sizes(held_out=2000, searched=20))
+    assert any(course in sentence for sentence in summary.sentences)
+
+
+def test_a_run_is_not_continued_on_another_device_or_torch(tmp_path):
+    config = Config.suited(train_size=50, validation_size=20, epochs=1, width=4, seeds=(0,))
+    run(config, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config_before = path.read_text()
+    for part, other in (('"device": "cpu', '"device": "cuda'), ('"torch": "', '"torch": "0.')):
+        path.write_text(config_before.replace(part, other))
+        with pytest.raises(ValueError, match="was made on "):
+            run(config, tmp_path / "run")
 
 
 def test_defaults_suit_the_data_set_and_are_all_explicit():

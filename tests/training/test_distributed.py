@@ -102,32 +102,38 @@ def refused(name, n, **settings):
         found[name] = f"{type(error).__name__}: {error}"
 
 
-fit("even", 48)
-fit("uneven", 43)
-fit("a last batch of one", 33)
-fit("fewer than processes", 1)
-fit("loader", 33, Pairs)
-fit("workers", 33, Pairs, workers=2)
-fit("single", 43, precision="float32")
-checkpoint = os.path.join(out, "state.pt")
-fit("begun", 33, epochs=1, checkpoint=checkpoint)
-fit("resumed", 33, checkpoint=checkpoint)
-refused("odd batch size", 48, batch_size=15)
-refused("diverged", 33, optimizer=partial(SGD, lr=1e300))
+def main():
+    fit("even", 48)
+    fit("uneven", 43)
+    fit("a last batch of one", 33)
+    fit("fewer than processes", 1)
+    fit("loader", 33, Pairs)
+    fit("workers", 33, Pairs, workers=2, epochs=1)
+    fit("single", 43, precision="float32")
+    checkpoint = os.path.join(out, "state.pt")
+    fit("begun", 33, epochs=1, checkpoint=checkpoint)
+    fit("resumed", 33, checkpoint=checkpoint)
+    refused("odd batch size", 48, batch_size=15)
+    refused("diverged", 33, optimizer=partial(SGD, lr=1e300))
 
-if "RANK" in os.environ:
-    dist.init_process_group("gloo")
-model = fit("own group", 43)
-ranks = Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
-for n in (1, 5, 43):
-    for batch_size in (1, 4, 1024):
-        for kind in (lambda tensors: tensors, Pairs):
-            got = evaluate(model, kind(data(n)), batch_size=batch_size, ranks=ranks)
-            found.setdefault("evaluation", []).append([got.loss, got.accuracy])
-with open(os.path.join(out, f"{rank}.json"), "w") as file:
-    json.dump(found, file)
-if dist.is_initialized():
-    dist.destroy_process_group()
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    model = fit("own group", 43)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+    for n in (1, 5, 43):
+        for batch_size in (1, 4, 1024):
+            for kind in (lambda tensors: tensors, Pairs):
+                got = evaluate(model, kind(data(n)), batch_size=batch_size, ranks=ranks)
+                found.setdefault("evaluation", []).append([got.loss, got.accuracy])
+    with open(os.path.join(out, f"{rank}.json"), "w") as file:
+        json.dump(found, file)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# Processes that load data come back to this file.
+if __name__ == "__main__":
+    main()
 """
 TRAINED = [
     "even",
@@ -140,7 +146,14 @@ TRAINED = [
     "resumed",
     "own group",
 ]
-STEPS = {"even": 9, "uneven": 9, "fewer than processes": 3, "begun": 3, "own group": 9}
+STEPS = {
+    "even": 9,
+    "uneven": 9,
+    "workers": 3,
+    "fewer than processes": 3,
+    "begun": 3,
+    "own group": 9,
+}
 SIZES = {"even": 48, "uneven": 43, "fewer than processes": 1, "own group": 43}
 
 
@@ -190,14 +203,15 @@ def test_two_processes_share_the_examples(name, outcome):
     alone, together = outcome
     both = [e for rank in together for e in rank[name]["examples"]]
     assert sorted(both) == sorted(alone[name]["examples"])
-    epochs = {"begun": 1, "resumed": 2}.get(name, 3)
+    epochs = {"begun": 1, "workers": 1, "resumed": 2}.get(name, 3)
     assert sorted(both) == sorted(list(range(SIZES.get(name, 33))) * epochs)
 
 
 def test_a_process_without_a_share_takes_part_and_does_not_count(outcome):
     _, together = outcome
-    for name in ("a last batch of one", "loader", "workers", "fewer than processes"):
+    for name in ("a last batch of one", "loader", "fewer than processes"):
         assert [rank[name]["empty"] for rank in together] == [0, 3]
+    assert [rank["workers"]["empty"] for rank in together] == [0, 1]
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from memtools.report.figures import FIGURES, canvas, save
-from memtools.studies.conditions import CONDITIONS
-from memtools.studies.summary import COLUMNS, Outcome, table_row
+from memtools.studies.memorization.conditions import CONDITIONS
+from memtools.studies.memorization.summary import COLUMNS, Outcome, table_row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -166,7 +166,7 @@ def _show(folder: Any, config: Any, data: Any) -> None:
     from rich.table import Table
 
     from memtools.report import write_report
-    from memtools.studies.summary import COLUMNS, Sizes, summarise
+    from memtools.studies.memorization.summary import COLUMNS, Sizes, summarise
 
     held_out = len(data.validation)
     summary = summarise(folder, Sizes(held_out, min(config.csr_examples, held_out)))

@@ -11,7 +11,7 @@ import numpy as np
 from memtools.extras import require
 from memtools.files import replace_atomically
 from memtools.inequality import lorenz_curve
-from memtools.studies.summary import Outcome
+from memtools.studies.memorization.summary import Outcome
 
 __all__ = ["FIGURES", "Figure", "canvas", "draw_figures", "save"]
 

@@ -9,10 +9,10 @@ from memtools.extras import require
 from memtools.files import write_text
 from memtools.report.figures import FIGURES, draw_figures
 from memtools.report.thumbnails import extremes
-from memtools.studies.conditions import CONDITIONS
 from memtools.studies.folder import RunFolder
 from memtools.studies.memorization import Config, Data
-from memtools.studies.summary import COLUMNS, Summary
+from memtools.studies.memorization.conditions import CONDITIONS
+from memtools.studies.memorization.summary import COLUMNS, Summary
 
 __all__ = ["write_report"]
 

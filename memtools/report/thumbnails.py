@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from memtools.extras import require
-from memtools.studies.conditions import Condition
 from memtools.studies.folder import RunFolder
 from memtools.studies.memorization import Config, Data, corrupt
-from memtools.studies.recorder import NORM
+from memtools.studies.memorization.conditions import Condition
+from memtools.studies.memorization.recorder import NORM
 
 __all__ = ["Example", "extremes", "png_uri"]
 

@@ -19,9 +19,9 @@ import pytest
 from memtools import Ledger, cli, gini
 from memtools.data import in_memory, load, random_labels
 from memtools.report.figures import FIGURES
-from memtools.studies.conditions import CONDITIONS
 from memtools.studies.memorization import Config, cells, prepare, run
-from memtools.studies.summary import COLUMNS, Sizes, summarise
+from memtools.studies.memorization.conditions import CONDITIONS
+from memtools.studies.memorization.summary import COLUMNS, Sizes, summarise
 
 SMALL = [
     "--train-size", "120", "--validation-size", "60", "--epochs", "4", "--width", "16",

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtools.extras import require
-from memtools.studies.conditions import CONDITIONS, Condition
 from memtools.studies.folder import RunFolder
-from memtools.studies.recorder import NORM
+from memtools.studies.memorization.conditions import CONDITIONS, Condition
+from memtools.studies.memorization.recorder import NORM
 
 __all__ = ["COLUMNS", "Outcome", "Sizes", "Summary", "summarise", "table_row"]
 

@@ -181,7 +181,15 @@ def row_norms(x: Tensor, p: float = 2) -> Tensor:
     if x.dtype not in _DTYPES:
         names = "float16, bfloat16, float32 or float64"
         raise TypeError(f"x must be {names}, got {x.dtype}; convert it, for example by x.float()")
-    if p not in (1, 2, math.inf):
+    # By branches, which torch.compile guards one by one: in torch 2.11 the operator would keep
+    # another call's p if it were handed p as it came.
+    if p == 1:
+        order = 1.0
+    elif p == 2:
+        order = 2.0
+    elif p == math.inf:
+        order = math.inf
+    else:
         raise ValueError(
             f"p must be 1, 2 or math.inf, got {p!r}; for others, use torch.linalg.vector_norm"
         )
@@ -190,4 +198,4 @@ def row_norms(x: Tensor, p: float = 2) -> Tensor:
             "row_norms has no forward-mode derivative, got x with a tangent; pass x.detach(), or "
             "use torch.linalg.vector_norm inside the differentiated function"
         )
-    return _row_norms_op(x, float(p))
+    return _row_norms_op(x, order)

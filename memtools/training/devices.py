@@ -1,6 +1,7 @@
 """Which device to train on, and in which company."""
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -110,6 +111,12 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
                 yield Ranks(dist.get_rank(), dist.get_world_size())
             else:
                 yield Ranks()
+    except BaseException as error:
+        if created:
+            # The traceback keeps the DDP wrapper alive. Freed after the group, it would now and
+            # then wait for ever for a thread of gloo that waits for it.
+            traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         if created:
             dist.destroy_process_group()

@@ -168,8 +168,7 @@ def _show(folder: Any, config: Any, data: Any) -> None:
     from memtools.report import write_report
     from memtools.studies.memorization.summary import COLUMNS, Sizes, summarise
 
-    held_out = len(data.validation)
-    summary = summarise(folder, Sizes(held_out, min(config.csr_examples, held_out)))
+    summary = summarise(folder, Sizes.of(config, data))
     page = write_report(folder, config, data, summary)
     console = Console()
     table = Table(

@@ -53,12 +53,8 @@ def write_report(folder: RunFolder, config: Config, data: Data, summary: Summary
     page = environment.get_template("page.html.j2").render(
         dataset=config.dataset,
         train_size=len(data.train),
-        validation_size=len(data.validation),
         config=config,
-        searched={
-            "held_out": min(config.csr_examples, len(data.validation)),
-            "training": min(config.csr_examples, len(data.train)),
-        },
+        sizes=summary.sizes,
         step_over_radius=STEP_OVER_RADIUS,
         noise_over_radius=NOISE_OVER_RADIUS,
         sentences=[sentence.split(": ", 1) for sentence in summary.sentences],

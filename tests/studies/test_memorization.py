@@ -208,7 +208,7 @@ def test_summary_says_no_more_than_the_numbers(folder, tmp_path):
         row |= {"gini_of_running_mean": 0.1 if real else 0.5, "csr_validation": 0.9 if real else 0}
         row |= {"validation_accuracy": 0.5}
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    summary = summarise(finished, Sizes(held_out=20, searched=7))
+    summary = summarise(finished, Sizes(held_out=20, searched=7, searched_train=9))
     text = dict(sentence.split(": ", 1) for sentence in summary.sentences)
     assert "than with random labels in 0 of 2 seeds" in text["Sensitivity"]
     assert "than with random inputs in 0 of 2 seeds" in text["Sensitivity"]
@@ -235,7 +235,7 @@ def test_a_rise_and_a_fall_are_called_so_beyond_chance_only(accuracies, course, 
     for row in rows:
         row["validation_accuracy"] = accuracies[row["epoch"] - 1]
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    summary = summarise(finished, Sizes(held_out=2000, searched=20))
+    summary = summarise(finished, Sizes(held_out=2000, searched=20, searched_train=20))
     assert any(course in sentence for sentence in summary.sentences)
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from memtools.extras import require
 from memtools.studies.folder import RunFolder
 from memtools.studies.memorization.conditions import CONDITIONS, Condition
+from memtools.studies.memorization.config import Config
+from memtools.studies.memorization.experiment import Data
 from memtools.studies.memorization.recorder import NORM
 
 __all__ = ["COLUMNS", "Outcome", "Sizes", "Summary", "summarise", "table_row"]
@@ -50,10 +52,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of examples: held out, and of those, searched for critical samples."""
+    """Numbers of examples: held out, and searched for critical samples in either part."""
 
     held_out: int
     searched: int
+    searched_train: int
+
+    @classmethod
+    def of(cls, config: Config, data: Data) -> "Sizes":
+        """The sizes that a configuration comes to on its data."""
+        held_out, train = len(data.validation), len(data.train)
+        return cls(held_out, min(config.csr_examples, held_out), min(config.csr_examples, train))
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,13 @@ class Summary:
         outcomes: One per condition.
         table: One row of cells per condition, under :data:`COLUMNS`.
         sentences: What the numbers show.
+        sizes: How many examples they are about.
     """
 
     outcomes: dict[str, Outcome]
     table: list[list[str]]
     sentences: list[str]
+    sizes: Sizes
 
 
 COLUMNS = (
@@ -102,6 +113,7 @@ def summarise(folder: RunFolder, sizes: Sizes) -> Summary:
         outcomes,
         [table_row(outcome) for outcome in outcomes.values()],
         list(_sentences(outcomes, folder.config["settings"], sizes)),
+        sizes,
     )
 
 

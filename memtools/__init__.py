@@ -5,7 +5,15 @@ The metrics of Arpit et al. (2017), "A Closer Look at Memorization in Deep Netwo
 
 from memtools import data, models, scores, training
 from memtools.critical import CriticalSearch, critical_sample_ratio, find_critical
-from memtools.gradients import class_sensitivity, input_gradient_norms, parameter_gradient_norms
+from memtools.gradients import (
+    GradientNorms,
+    Watch,
+    class_sensitivity,
+    gradient_norms,
+    input_gradient_norms,
+    parameter_gradient_norms,
+    watch,
+)
 from memtools.inequality import gini, lorenz_curve
 from memtools.ledger import Ledger
 
@@ -13,16 +21,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CriticalSearch",
+    "GradientNorms",
     "Ledger",
+    "Watch",
     "class_sensitivity",
     "critical_sample_ratio",
     "data",
     "find_critical",
     "gini",
+    "gradient_norms",
     "input_gradient_norms",
     "lorenz_curve",
     "models",
     "parameter_gradient_norms",
     "scores",
     "training",
+    "watch",
 ]

@@ -11,12 +11,13 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 """``loss_fn(logits, targets)`` -> losses of the single examples, shape ``(n,)``."""
 
 
-def check_batch(inputs: Tensor, targets: Tensor | None = None) -> None:
+def check_batch(inputs: Tensor, targets: Tensor | None = None, *, tokens: bool = False) -> None:
     """Raise unless ``inputs`` is a batch of at least one example that a gradient can reach.
 
     Args:
         inputs: Batch of shape ``(n, ...)``, floating point.
         targets: If given, its first dimension must be ``n`` as well.
+        tokens: Whether integers will do.
 
     Raises:
         TypeError: If an argument is no tensor.
@@ -31,7 +32,7 @@ def check_batch(inputs: Tensor, targets: Tensor | None = None) -> None:
         raise ValueError(
             f"inputs is an empty batch, shape {tuple(inputs.shape)}; at least one example is needed"
         )
-    if not inputs.is_floating_point():
+    if not (inputs.is_floating_point() or (tokens and _is_integer(inputs))):
         raise ValueError(
             f"inputs must be real floating point, got {inputs.dtype}, which has no gradient; scale "
             "pixels with inputs.float() / 255, or pass token embeddings in place of token ids"
@@ -68,6 +69,10 @@ def check_logits(logits: Tensor, n: int | None = None) -> None:
     _check_tensor("logits", logits)
     _check_shape(logits, n)
     check_finite(logits)
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _check_tensor(name: str, value: Any) -> None:
@@ -119,8 +124,7 @@ def check_targets(targets: Tensor, num_classes: int) -> None:
         ValueError: If the shape, the dtype or a value is another.
     """
     _check_tensor("targets", targets)
-    integer = not targets.is_floating_point() and targets.dtype != torch.bool
-    if targets.ndim != 1 or not integer:
+    if targets.ndim != 1 or not _is_integer(targets):
         raise ValueError(
             "targets must be class numbers of shape (n,) and an integer dtype, "
             f"got shape {tuple(targets.shape)} and {targets.dtype}; convert them with "

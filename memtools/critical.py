@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memtools.batch import check_batch, check_logits
-from memtools.gradients.inputs import differentiate
+from memtools.gradients.passes import differentiate
 from memtools.guard import Forward, leaf, untouched
 
 __all__ = ["CriticalSearch", "critical_sample_ratio", "find_critical"]

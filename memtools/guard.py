@@ -10,9 +10,11 @@ its own.
 
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Forward", "leaf", "plain", "untouched", "unwrap"]
+__all__ = ["Forward", "is_measuring", "leaf", "plain", "refuse_batch_norm", "untouched", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -41,47 +43,89 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class Forward:
-    """The model as a function of its inputs, over aliases of its weights and copies of its buffers.
+    """The model as a function of its inputs, over copies of its buffers.
 
     Every call starts from the same buffers, so that a result does not depend on the calls before.
 
     Attributes:
         model: The unwrapped module.
-        parameters: Detached aliases of the weights by name, copies where the model writes to
-            them; a tied weight appears once.
-        trainable: Names of the weights with ``requires_grad``.
+        weights: All weights by name: the model's own, or copies where it writes to them. A tied
+            weight appears once.
+        trainable: Those with ``requires_grad``.
         buffers: Detached aliases by name; a forward pass writes into copies of them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, devices: list[torch.device], random_state: "_RandomState"
+    ) -> None:
         self.model = model
-        self.parameters = {name: plain(p) for name, p in model.named_parameters()}
+        self._devices, self._random_state = devices, random_state
+        own = dict(model.named_parameters())
+        copies = {name: leaf(p, p.requires_grad) for name, p in own.items() if p.is_inference()}
         if any(getattr(module, "max_norm", None) is not None for module in model.modules()):
             # An embedding with max_norm writes to its own weight when it is called.
-            self.parameters = {name: p.clone() for name, p in self.parameters.items()}
-        self.trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+            copies = {name: leaf(p.detach().clone(), p.requires_grad) for name, p in own.items()}
+        self._copies = copies
+        self.weights: dict[str, Tensor] = own | copies
+        self.trainable = {name: w for name, w in self.weights.items() if w.requires_grad}
         self.buffers = {name: b.detach() for name, b in model.named_buffers()}
-        self._devices = _devices(model)
-        self._random_state = _random_state(self._devices)
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """All parameters by name, detached."""
+        return {name: plain(weight) for name, weight in self.weights.items()}
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Logits of shape ``(n, C)``."""
+        """Logits of shape ``(n, C)``, through which no gradient reaches the weights."""
         return self.with_parameters(self.parameters, inputs)
 
-    def with_parameters(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        """Logits under other weights than the model's own."""
+    def with_weights(self, inputs: Tensor) -> Tensor:
+        """Logits through which gradients reach ``trainable``."""
+        return self.with_parameters(self._copies, inputs)
+
+    def with_parameters(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Logits with some parameters in place of the model's own."""
         # The copy lets a model work in place on its input: a leaf that requires a gradient, or
         # the user's own tensor, must not be written to.
+        return logits_of(self._call(parameters, (inputs.clone(),), {}))
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Whatever the model returns for these arguments, under its weights."""
+        return self._call(self._copies, args, kwargs)
+
+    def _call(
+        self, parameters: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not parameters and not self.buffers:
+            return self.model(*args, **kwargs)
         buffers = {name: b.clone() for name, b in self.buffers.items()}
-        return logits_of(functional_call(self.model, (parameters, buffers), (inputs.clone(),)))
+        return functional_call(self.model, (dict(parameters), buffers), args, kwargs)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Every submodule in eval mode for the time of the block."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            # Not model.eval(): an overridden train() may do more than set the flag, for instance
+            # merge adapters into the weights.
+            for module, _ in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def drew_random_numbers(self) -> bool:
+        """Whether a forward pass so far has (dropout, noise, random depth)."""
+        return not _same(self._random_state, _random_state(self._devices))
 
     def refuse_randomness(self) -> None:
-        """Raise if a forward pass so far has drawn random numbers (dropout, noise, random depth).
+        """Raise if a forward pass so far has drawn random numbers.
 
         Raises:
             ValueError: If it has.
         """
-        if not _same(self._random_state, _random_state(self._devices)):
+        if self.drew_random_numbers():
             active = [n for n, m in self.model.named_modules() if _is_active_dropout(m)]
             where = f" (active: {', '.join(active)})" if active else ""
             raise ValueError(
@@ -95,7 +139,7 @@ class Forward:
         Raises:
             ValueError: If they do.
         """
-        if len(inputs) < 2:
+        if len(inputs) < 2 or not inputs.is_floating_point():
             return
         x = leaf(inputs[:2])
         with torch.enable_grad():
@@ -120,6 +164,14 @@ class Forward:
                 )
 
 
+_MEASURING = ContextVar("measuring", default=False)
+
+
+def is_measuring() -> bool:
+    """Whether the model is being called by a metric, and not by the user."""
+    return _MEASURING.get()
+
+
 @contextmanager
 def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward]:
     """Call a model with gradients on, and leave no trace in it or in the global state.
@@ -138,23 +190,26 @@ def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)
-    modes = [(module, module.training) for module in model.modules()]
-    attributes = [(module, vars(module).copy()) for module in model.modules()]
+    modules = list(model.modules())
+    modes = [(module, module.training) for module in modules]
+    attributes = [(module, vars(module).copy()) for module in modules]
     devices = _devices(model)
     state = _random_state(devices)
+    token = _MEASURING.set(True)
     try:
         if evaluating:
             # Not model.eval(): an overridden train() may do more than set the flag, for instance
             # merge adapters into the weights.
             for module, _ in modes:
                 module.training = False
-        _refuse_coupled(model)
+        refuse_batch_norm(model)
         # Compiled parts run eagerly: gradients of single examples would recompile them, and use up
         # the recompilations that the user's own training may need.
         eager = torch.compiler.set_stance("force_eager")
         with torch.inference_mode(False), torch.enable_grad(), eager:
-            yield Forward(model)
+            yield Forward(model, devices, state)
     finally:
+        _MEASURING.reset(token)
         for module, training in modes:
             module.training = training
         for module, before in attributes:
@@ -185,9 +240,9 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
-def leaf(tensor: Tensor) -> Tensor:
+def leaf(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     """As :func:`plain`, for autograd to start from; the user's own tensor stays as it was."""
-    return plain(tensor).requires_grad_()
+    return plain(tensor).requires_grad_(requires_grad)
 
 
 def _restore_attributes(module: nn.Module, before: dict[str, Any]) -> None:
@@ -200,7 +255,12 @@ def _restore_attributes(module: nn.Module, before: dict[str, Any]) -> None:
             now[name] = value
 
 
-def _refuse_coupled(model: nn.Module) -> None:
+def refuse_batch_norm(model: nn.Module) -> None:
+    """Raise if a BatchNorm of the model uses the statistics of the batch.
+
+    Raises:
+        ValueError: If one does.
+    """
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm):
             continue

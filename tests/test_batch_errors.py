@@ -204,7 +204,7 @@ def test_a_loss_of_its_own_needs_a_row_of_logits_for_each_example(gradient):
 
 def test_a_model_that_squeezes_a_single_example_away():
     with pytest.raises(ValueError, match=r"got \(3,\); .*keep the batch dimension"):
-        memtools.parameter_gradient_norms(Model(after=torch.squeeze), INPUTS, TARGETS)
+        memtools.parameter_gradient_norms(Model(after=torch.squeeze), INPUTS[:1], TARGETS[:1])
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm])

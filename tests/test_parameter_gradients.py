@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from memtools import parameter_gradient_norms
-from memtools.gradients import parameters
+from memtools.gradients import remainder
 
 # PyTorch's own, about operators that it vectorises by a loop.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -29,16 +29,21 @@ def test_chunk_size_changes_nothing(zoo, oracles, model_name):
         torch.testing.assert_close(norms, whole, rtol=oracles.FLOAT64, atol=0)
 
 
-def test_default_chunks_bound_the_gradients_held(mlp, oracles, monkeypatch):
-    monkeypatch.setattr(parameters, "CHUNK_BYTES", 1)
-    sizes = []
-    mlp.model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
-    norms = parameter_gradient_norms(*mlp)
-    torch.testing.assert_close(
-        norms, oracles.parameter_gradient_norms(*mlp), rtol=oracles.FLOAT64, atol=0
+def test_chunks_bound_the_gradients_held_of_weights_without_closed_form(zoo, oracles, monkeypatch):
+    monkeypatch.setattr(remainder, "CHUNK_BYTES", 1)
+    case = zoo.build("weight_norm", torch.float64)
+    held = []
+    vmap = remainder.vmap
+    monkeypatch.setattr(
+        remainder,
+        "vmap",
+        lambda f, in_dims: lambda w, x, y: held.append(len(x)) or vmap(f, in_dims=in_dims)(w, x, y),
     )
-    # Two examples at once are looked at only to see that they are independent.
-    assert max(sizes) <= 2
+    norms = parameter_gradient_norms(*case)
+    torch.testing.assert_close(
+        norms, oracles.parameter_gradient_norms(*case), rtol=oracles.FLOAT64, atol=0
+    )
+    assert held == [1] * len(case.inputs)
 
 
 def test_surroundings_change_nothing(called, mlp, oracles):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memtools.batch import check_batch, check_logits, check_targets
-from memtools.gradients.inputs import differentiate
+from memtools.gradients.passes import differentiate
 from memtools.guard import leaf, untouched
 
 __all__ = ["class_sensitivity"]

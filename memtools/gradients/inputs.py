@@ -1,13 +1,12 @@
 """Norms of the loss gradient of every example with respect to its own input."""
 
-import torch
-from memtools_kernels import row_norms
 from torch import Tensor, nn
 
-from memtools.batch import LossFunction, check_batch, check_chunk_size, per_example_losses
-from memtools.guard import leaf, plain, untouched
+from memtools.batch import LossFunction
+from memtools.gradients.measure import measure
+from memtools.gradients.passes import Request
 
-__all__ = ["differentiate", "input_gradient_norms"]
+__all__ = ["input_gradient_norms"]
 
 
 def input_gradient_norms(
@@ -18,6 +17,10 @@ def input_gradient_norms(
     loss_fn: LossFunction | None = None,
     p: float = 1,
     chunk_size: int | None = None,
+    embedding: str | nn.Module | None = None,
+    check: bool = False,
+    verify: int = 0,
+    allow_random: bool = False,
 ) -> Tensor:
     r"""Norm of the gradient of each example's loss with respect to its input.
 
@@ -25,17 +28,30 @@ def input_gradient_norms(
 
     the sensitivity at the *present* weights. It is not the loss sensitivity of Arpit et al.
     (2017), which goes through the training as well. One pass over the summed loss gives all
-    examples, since they are independent. The model is used in the mode it is in, and left as it
-    was. Extra memory: the activations of one chunk, and its input gradient.
+    examples, since they are independent, and no gradient of a weight is formed. The model is used
+    in the mode it is in, and left as it was.
+
+    Integer inputs have no gradient. For a model of tokens, taken is the gradient with respect to
+    what its embedding makes of them: of shape ``(n, T, d)`` for tokens ``(n, T)``.
+
+    Extra memory: the activations of one chunk, and its input gradient.
 
     Args:
         model: Maps inputs to logits. Examples must not influence each other.
-        inputs: Batch of shape ``(n, ...)``, floating point.
+        inputs: Batch of shape ``(n, ...)``, floating point, or integer for a model that embeds it.
         targets: Class numbers of shape ``(n,)``, or whatever ``loss_fn`` takes.
         loss_fn: ``loss_fn(logits, targets)`` -> losses of shape ``(n,)``; ``None`` is the
             cross-entropy.
         p: 1, 2 or ``math.inf``.
-        chunk_size: Examples a pass; ``None`` takes all at once.
+        chunk_size: Examples a pass; ``None`` takes all at once, as a training step does.
+        embedding: For integer inputs, the embedding that looks them up, or its name; ``None``
+            finds it if there is only one, and warns which it is.
+        check: Whether to compare the logits of every example with those in other company before,
+            which finds any coupling. Without it, two examples are differentiated against each
+            other, and BatchNorm is known by its type.
+        verify: So many examples, drawn at random, are redone alone; a difference raises.
+        allow_random: Whether the model may draw random numbers, for instance by dropout in train
+            mode. The result is then for one draw, from the global random state.
 
     Returns:
         Norms of shape ``(n,)``, float32 (float64 for float64 inputs), in units of loss per unit of
@@ -43,9 +59,10 @@ def input_gradient_norms(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If the batch is empty or integer, targets are out of range, logits are not
-            finite, the loss is averaged, examples are coupled (by BatchNorm in train mode, for
-            instance), or the forward pass draws random numbers.
+        ValueError: If the batch is empty, integers are not looked up in one embedding, targets are
+            out of range, logits are not finite, the loss is averaged, examples are coupled (by
+            BatchNorm in train mode, for instance), or the forward pass draws random numbers.
+        RuntimeError: If ``verify`` finds a difference.
 
     Example:
         >>> import torch, memtools
@@ -54,32 +71,9 @@ def input_gradient_norms(
         >>> norms.shape
         torch.Size([5])
     """
-    check_batch(inputs, targets)
-    size = check_chunk_size(chunk_size, len(inputs))
-    norms = []
-    with untouched(model) as forward:
-        forward.refuse_coupling(inputs)
-        targets = plain(targets)
-        for chunk, chunk_targets in zip(inputs.split(size), targets.split(size), strict=True):
-            x = leaf(chunk)
-            losses = per_example_losses(loss_fn, forward(x), chunk_targets)
-            forward.refuse_randomness()
-            norms.append(row_norms(differentiate(losses.sum(), x), p))
-    return torch.cat(norms)
-
-
-def differentiate(value: Tensor, inputs: Tensor, *, keep_graph: bool = False) -> Tensor:
-    """Gradient of a number with respect to the inputs, and to nothing else.
-
-    Raises:
-        ValueError: If no differentiable path leads from the inputs to the value.
-    """
-    gradient = None
-    if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value, inputs, retain_graph=keep_graph, allow_unused=True)
-    if gradient is None:
-        raise ValueError(
-            "model gives logits that do not depend on its inputs in a differentiable way; "
-            "look for .detach(), torch.no_grad() or argmax in its forward pass"
-        )
-    return gradient
+    request = Request(loss_fn, p=p, allow_random=allow_random, embedding=embedding)
+    norms = measure(
+        model, inputs, targets, request, chunk_size=chunk_size, check=check, verify=verify
+    ).inputs
+    assert norms is not None
+    return norms

@@ -1,0 +1,119 @@
+"""What the functions for gradient norms share: checks before, chunks, checks afterwards."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from memtools.batch import check_batch, check_chunk_size
+from memtools.gradients.layout import is_close
+from memtools.gradients.passes import Norms, Request, norms_of_batch
+from memtools.gradients.remainder import remaining_squares
+from memtools.guard import Forward, plain, untouched
+
+__all__ = ["measure"]
+
+
+def measure(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    request: Request,
+    *,
+    chunk_size: int | None,
+    check: bool,
+    verify: int,
+) -> Norms:
+    """Norms of the gradients of all examples, see :func:`memtools.gradient_norms`."""
+    check_batch(inputs, targets, tokens=True)
+    size = check_chunk_size(chunk_size, len(inputs))
+    if verify < 0:
+        raise ValueError(f"verify must be a number of examples, 0 or more, got {verify}")
+    if verify and request.allow_random:
+        raise ValueError(
+            "verify cannot be had with allow_random=True, since another forward pass draws other "
+            "random numbers; switch dropout and noise off with model.eval(), or verify nothing"
+        )
+    with untouched(model) as forward:
+        if request.parameters and not forward.trainable:
+            raise ValueError(
+                "model has no weight with requires_grad=True, so that there is no gradient to take"
+            )
+        targets = plain(targets)
+        if check:
+            _check_all(forward, inputs)
+        elif not request.parameters:
+            forward.refuse_coupling(inputs)
+        chunks = zip(inputs.split(size), targets.split(size), strict=True)
+        found = [norms_of_batch(forward, x, y, request) for x, y in chunks]
+        norms = Norms(_join([f.inputs for f in found]), _join([f.parameters for f in found]))
+        if verify:
+            _verify(forward, inputs, targets, request, norms, min(verify, len(inputs)))
+    return norms
+
+
+def _join(parts: list[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None
+
+
+def _check_all(forward: Forward, inputs: Tensor) -> None:
+    """Compare the logits of every example in the batch, in another order, and in half the batch."""
+    forward.refuse_coupling(inputs)
+    with torch.no_grad():
+        inputs, n = plain(inputs), len(inputs)
+        logits = forward(inputs)
+        turned = forward(inputs.flip(0)).flip(0)
+        halves = [forward(part) for part in inputs.split((n + 1) // 2)]
+    others = {"in reverse order": turned, "in two halves": torch.cat(halves)}
+    for how, other in others.items():
+        for i, (row, same) in enumerate(zip(logits, other, strict=True)):
+            if not is_close(row, same):
+                raise ValueError(
+                    f"model couples the examples of a batch: the logits of example {i} are others "
+                    f"when the batch is given {how}, so that no example has a value of its own; "
+                    "normalise each example by itself, and switch dropout and noise off"
+                )
+
+
+def _verify(
+    forward: Forward,
+    inputs: Tensor,
+    targets: Tensor,
+    request: Request,
+    norms: Norms,
+    count: int,
+) -> None:
+    """Redo a few examples one at a time, by autograd alone."""
+    chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:count]
+    again = [_alone(forward, inputs[i, None], targets[i, None], request) for i in chosen]
+    pairs = {
+        "input": (norms.inputs, _join([a.inputs for a in again])),
+        "parameter": (norms.parameters, _join([a.parameters for a in again])),
+    }
+    for kind, (fast, slow) in pairs.items():
+        if fast is None or slow is None:
+            continue
+        fast = fast[chosen.to(fast.device)]
+        # Half of the digits: batches of other sizes are summed in another order.
+        bound = torch.finfo(next(iter(forward.weights.values())).dtype).eps ** 0.5
+        wrong = ((fast - slow).abs() > bound * slow.abs()).nonzero().flatten()
+        if len(wrong):
+            i = int(wrong[0])
+            raise RuntimeError(
+                f"the {kind} gradient norm of example {int(chosen[i])} is {float(fast[i]):.6g}, "
+                f"but {float(slow[i]):.6g} when it is redone alone; please report this model, and "
+                "use chunk_size=1 until then"
+            )
+
+
+def _alone(forward: Forward, x: Tensor, y: Tensor, request: Request) -> Norms:
+    """An example by itself; its weight gradients by autograd and nothing else."""
+    squares = None
+    if request.parameters:
+        names = list(forward.trainable)
+        squares = remaining_squares(forward, names, x, y, request.loss_fn, one_by_one=True)
+    inputs = None
+    if request.p is not None:
+        inputs = norms_of_batch(forward, x, y, replace(request, parameters=False)).inputs
+    return Norms(inputs, None if squares is None else squares.sqrt())

@@ -1,0 +1,145 @@
+"""What one use of a weight adds to the gradients of the single examples, without forming them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from memtools.gradients.outer import outer_squares, row_squares, wide
+
+__all__ = ["Dense", "Lookup", "Outer", "Piece", "can_add", "sum_squares"]
+
+
+class Piece(ABC):
+    """The gradients of n examples with respect to one weight, in the form that is cheapest.
+
+    Attributes:
+        form: What it can be added to.
+    """
+
+    form: ClassVar[str]
+
+    @abstractmethod
+    def squares(self) -> Tensor:
+        """Squared Euclidean norms, shape ``(n,)``, float32 or wider."""
+
+    def outer(self) -> "Piece":
+        """The form in which it adds to other pieces of the same weight."""
+        return self
+
+
+@dataclass(frozen=True)
+class Dense(Piece):
+    """The gradients themselves, for weights that are no larger than the activations.
+
+    Attributes:
+        gradients: Shape ``(n, *weight.shape)``, up to dimensions of size 1.
+    """
+
+    form = "dense"
+
+    gradients: Tensor
+
+    def squares(self) -> Tensor:
+        """Squared Euclidean norms, shape ``(n,)``."""
+        return row_squares(self.gradients)
+
+
+@dataclass(frozen=True)
+class Outer(Piece):
+    """Sums of outer products: ``sum_t rows_t columns_t^T`` for a weight of shape ``(R, C)``.
+
+    Attributes:
+        rows: Shape ``(n * groups, T, R)``.
+        columns: Shape ``(n * groups, T, C)``.
+        groups: Independent blocks of the weight, the groups of a convolution.
+    """
+
+    form = "outer"
+
+    rows: Tensor
+    columns: Tensor
+    groups: int = 1
+
+    def squares(self) -> Tensor:
+        """Squared Euclidean norms, shape ``(n,)``."""
+        squares = outer_squares(self.rows, self.columns)
+        return squares if self.groups == 1 else squares.view(-1, self.groups).sum(1)
+
+    def transposed(self) -> "Outer":
+        """The same for the transposed weight."""
+        return Outer(self.columns, self.rows, self.groups)
+
+
+@dataclass(frozen=True)
+class Lookup(Piece):
+    """Gradients of an embedding: ``gradients_t`` goes to the row ``indices_t`` of the table.
+
+    Attributes:
+        indices: Shape ``(n, T)``.
+        gradients: Shape ``(n, T, d)``; zero where a lookup does not count.
+        size: Number of rows of the table.
+    """
+
+    form = "lookup"
+
+    indices: Tensor
+    gradients: Tensor
+    size: int
+
+    def squares(self) -> Tensor:
+        """Squared Euclidean norms, shape ``(n,)``."""
+        n, _, width = self.gradients.shape
+        example = torch.arange(n, device=self.indices.device)[:, None]
+        keys = (example * self.size + self.indices).flatten()
+        places, inverse = keys.unique(return_inverse=True)
+        sums = wide(self.gradients.new_empty(0)).new_zeros(len(places), width)
+        sums.index_add_(0, inverse, wide(self.gradients).reshape(-1, width))
+        squares = row_squares(sums)
+        owner = torch.div(places, self.size, rounding_mode="floor")
+        return squares.new_zeros(n).index_add_(0, owner, squares)
+
+    def dot(self, outer: Outer) -> Tensor:
+        """Inner product with the gradients of another use of the same table, shape ``(n,)``."""
+        rows, columns = wide(outer.rows), wide(outer.columns)
+        total = []
+        for ids, grads, row, column in zip(
+            self.indices, wide(self.gradients), rows, columns, strict=True
+        ):
+            # Row v of sum_t rows_t columns_t^T at v = ids_s, times gradients_s, over s and t.
+            total.append((row[:, ids] * (column @ grads.mT)).sum())
+        return torch.stack(total)
+
+
+def can_add(kinds: Sequence[type[Piece]]) -> bool:
+    """Whether :func:`sum_squares` takes pieces of these kinds."""
+    forms = {kind.form for kind in kinds}
+    return len(kinds) == 1 or len(forms) == 1 or forms == {"lookup", "outer"}
+
+
+def sum_squares(pieces: Sequence[Piece]) -> Tensor:
+    """Squared norms of the gradients of a weight that is used more than once, shape ``(n,)``."""
+    if len(pieces) == 1:
+        return pieces[0].squares()
+    pieces = [p.outer() for p in pieces]
+    dense = [p for p in pieces if isinstance(p, Dense)]
+    outers = [p for p in pieces if isinstance(p, Outer)]
+    lookups = [p for p in pieces if isinstance(p, Lookup)]
+    if dense:
+        return Dense(sum((p.gradients for p in dense[1:]), dense[0].gradients)).squares()
+    squares = torch.zeros(())
+    if outers:
+        rows = torch.cat([p.rows for p in outers], 1)
+        columns = torch.cat([p.columns for p in outers], 1)
+        outers = [Outer(rows, columns, outers[0].groups)]
+        squares = squares.to(rows.device) + outers[0].squares()
+    if lookups:
+        indices = torch.cat([p.indices for p in lookups], 1)
+        gradients = torch.cat([p.gradients for p in lookups], 1)
+        lookup = Lookup(indices, gradients, lookups[0].size)
+        squares = squares.to(indices.device) + lookup.squares()
+        squares = sum((2 * lookup.dot(outer) for outer in outers), squares)
+    return squares

@@ -1,0 +1,97 @@
+"""Gradient norms of the weights without a closed form, by ``torch.func`` or one at a time."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from memtools.batch import LossFunction, unchecked_losses
+from memtools.gradients.outer import wide
+from memtools.gradients.survey import names_of, survey
+from memtools.guard import Forward, leaf, plain
+
+__all__ = ["remaining_squares"]
+
+CHUNK_BYTES = 32 * 2**20
+"""Bound on the gradients that are held at once."""
+
+Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+"""``loss(weights, x, y)``: the loss of a single example under these weights, a number."""
+
+
+def remaining_squares(
+    forward: Forward,
+    names: Iterable[str],
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction | None,
+    *,
+    one_by_one: bool = False,
+) -> Tensor:
+    """Squared norms of the gradients of single examples with respect to some of the weights.
+
+    Args:
+        forward: The model.
+        names: The weights.
+        inputs: Batch of shape ``(n, ...)``.
+        targets: Their targets.
+        loss_fn: Losses of the examples; ``None`` is the cross-entropy.
+        one_by_one: Whether to use nothing but autograd, an example at a time.
+
+    Returns:
+        Shape ``(n,)``, float32 or wider.
+    """
+
+    def loss(weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        logits = forward.with_parameters(forward.parameters | dict(weights), x.unsqueeze(0))
+        return unchecked_losses(loss_fn, logits, y.unsqueeze(0)).squeeze(0)
+
+    def own_loss(_: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return unchecked_losses(loss_fn, forward.with_weights(x[None]), y[None]).squeeze(0)
+
+    inputs = plain(inputs)
+    weights = {name: leaf(forward.parameters[name]) for name in names}
+    first = loss(weights, inputs[0], targets[0])
+    reached = [] if first.grad_fn is None else survey([first.grad_fn], []).unknown
+    if names_of(forward.trainable, reached):
+        # The model holds a weight in a second place, where no other can be put for it.
+        own = {name: forward.trainable[name] for name in weights}
+        return _each(own_loss, own, inputs, targets)
+    if one_by_one:
+        return _each(loss, weights, inputs, targets)
+    size = max(1, CHUNK_BYTES // sum(w.numel() * w.element_size() for w in weights.values()))
+    chunks = zip(inputs.split(size), targets.split(size), strict=True)
+    return torch.cat([_together(loss, weights, x, y) for x, y in chunks])
+
+
+def _together(loss: Loss, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    plain_weights = {name: weight.detach() for name, weight in weights.items()}
+    try:
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(plain_weights, inputs, targets)
+    except (RuntimeError, ValueError):
+        # What torch.func cannot vectorise or does not take at all, such as data-dependent control
+        # flow, backward hooks, checkpoints and custom functions, is still exact one example at a
+        # time. An error of the user's own comes up again there.
+        return _each(loss, weights, inputs, targets)
+    # A tensor of the model's that is no parameter may have left a graph.
+    return _sum_of_squares(gradients.values(), keep=1).detach()
+
+
+def _each(loss: Loss, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    squares = []
+    for x, y in zip(inputs, targets, strict=True):
+        value = loss(weights, x, y)
+        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+        squares.append(_sum_of_squares((g for g in gradients if g is not None), keep=0))
+    return torch.stack(squares)
+
+
+def _sum_of_squares(gradients: Iterable[Tensor], keep: int) -> Tensor:
+    """Over all but the first ``keep`` dimensions and all gradients, in float32 or wider."""
+    total = torch.zeros(())
+    for g in gradients:
+        squares = wide(g).square()
+        squares = squares.flatten(keep).sum(-1) if g.ndim > keep else squares
+        total = squares + total.to(g.device)
+    return total

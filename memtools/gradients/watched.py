@@ -1,0 +1,260 @@
+"""One forward pass of a watched model, and what the backward pass tells about it."""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from memtools.gradients.closed import ClosedForms
+from memtools.gradients.layouts import LAYOUTS, path_of, transfer
+from memtools.gradients.recorder import Recorder
+from memtools.gradients.remainder import remaining_squares
+from memtools.gradients.survey import names_of, survey
+from memtools.gradients.tokens import embedded, embedding_name
+from memtools.guard import Forward, untouched
+
+__all__ = ["Batch", "tensors_of"]
+
+_NUMBERS = count()
+
+
+class Batch:
+    """A forward pass with gradients.
+
+    Args:
+        model: The model that is about to be called.
+        args: The arguments of the call.
+        kwargs: Its keyword arguments.
+        embedding: For integer inputs, the embedding that looks them up, or its name.
+
+    Attributes:
+        args: The arguments to call it with, so that the gradient of the inputs can be had.
+        kwargs: The keyword arguments to call it with.
+        n: Number of examples.
+        number: Later passes have larger ones.
+        factor: What the norms have to be multiplied by.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        embedding: str | nn.Module | None,
+    ) -> None:
+        self.number, self.factor = next(_NUMBERS), 1.0
+        self._model, self._embedding = model, embedding
+        self._given = args, kwargs
+        inputs = next((t for t in tree_leaves((args, kwargs)) if _is_batch(t)), None)
+        if inputs is None:
+            raise ValueError(
+                "watch needs the inputs as a tensor of shape (n, ...) among the arguments of the "
+                "model, and found none"
+            )
+        self.n = len(inputs)
+        self._inputs = inputs
+        self._tokens = not inputs.is_floating_point()
+        self._arrived: Callable[[], None] = lambda: None
+        self._gradient: Tensor | None = None
+        self._problems: dict[str, Exception] = {}
+        self._rest: list[str] = []
+        self._rest_squares: Tensor | None = None
+        self._closed = ClosedForms([])
+        self._ends: list[Node] = []
+        tapped = inputs if self._tokens else self._tap(inputs)
+        self.args, self.kwargs = tree_map(lambda t: tapped if t is inputs else t, (args, kwargs))
+        weights = dict(model.named_parameters())
+        self._recorder = Recorder(weights, inputs if self._tokens else None)
+        self._recorder.__enter__()
+
+    def close(self) -> None:
+        """The forward pass is over."""
+        self._recorder.__exit__(None, None, None)
+
+    def listen(self, output: Any, arrive: Callable[["Batch"], None]) -> None:
+        """Prepare for the backward pass.
+
+        Args:
+            output: What the model returned.
+            arrive: Called as a backward pass comes to this batch; more than once.
+        """
+        self._arrived = lambda: arrive(self)
+        recorder = self._recorder
+        try:
+            self._find_embedded()
+            tensors = [t for t in tensors_of(output) if t.requires_grad]
+            roots = [t.grad_fn for t in tensors if t.grad_fn is not None]
+            found = survey(roots, recorder.calls, self._ends)
+            if "CheckpointFunctionBackward" in found.nodes:
+                self._problems["parameter"] = ValueError(
+                    "the model uses checkpoints that hide its weights from autograd; give "
+                    "torch.utils.checkpoint.checkpoint use_reentrant=False"
+                )
+            self._find_layouts([tuple(t.shape) for t in tensors], found.nodes)
+            trainable = {k: w for k, w in self._model.named_parameters() if w.requires_grad}
+            unknown = names_of(trainable, found.unknown)
+            self._closed = ClosedForms(recorder.calls, unknown)
+            self._rest = sorted(self._closed.missing | unknown)
+            recorder.listener = self._receive
+            for tensor in tensors:
+                tensor.register_hook(self._begin if len(tensors) == 1 else self._begin_one_of_many)
+        finally:
+            recorder.release()
+
+    def reset(self) -> None:
+        """Another backward pass begins."""
+        self._closed.reset()
+        self._gradient = self._rest_squares = None
+
+    def squares(self) -> Tensor:
+        """Squared norms of the weight gradients, as far as the last backward pass has come.
+
+        Raises:
+            ValueError: If some weights cannot be done.
+        """
+        if "parameter" in self._problems:
+            raise self._problems["parameter"]
+        parts = [s for s in (self._closed.squares(), self._rest_squares) if s is not None]
+        return sum(parts[1:], parts[0]) if parts else torch.zeros(self.n)
+
+    def input_gradient(self) -> Tensor:
+        """Gradient with respect to the inputs, shape ``(n, ...)``.
+
+        Raises:
+            RuntimeError: If the backward pass has not reached the inputs.
+            ValueError: If they are integers and no embedding was found.
+        """
+        if "input" in self._problems:
+            raise self._problems["input"]
+        if self._gradient is None:
+            raise RuntimeError(
+                "the backward pass did not reach the inputs of the model; look for .detach(), "
+                "torch.no_grad() or backward(inputs=...)"
+            )
+        return self._gradient
+
+    def _tap(self, inputs: Tensor) -> Tensor:
+        if inputs.requires_grad:
+            inputs.register_hook(self._take_input_gradient)
+            tapped = inputs
+        else:
+            anchor = torch.zeros((), requires_grad=True, device=inputs.device)
+            tapped = _Tap.apply(inputs, anchor, self._take_input_gradient)
+        if tapped.grad_fn is not None:
+            self._ends.append(tapped.grad_fn)
+        return tapped
+
+    def _find_embedded(self) -> None:
+        if not self._tokens:
+            return
+        try:
+            name = embedding_name(self._model, self._embedding)
+            edge: GradientEdge = embedded(self._recorder.lookups, name)
+        except ValueError as problem:
+            self._problems["input"] = problem
+            return
+        self._ends.append(edge.node)
+        edge.node.register_prehook(lambda grads: self._take_input_gradient(grads[edge.output_nr]))
+
+    def _find_layouts(self, shapes: list[tuple[int, ...]], nodes: list[str]) -> None:
+        calls = self._recorder.calls
+        modes = tuple(module.training for module in self._model.modules())
+        path = path_of((self._inputs.shape, tuple(shapes), modes), calls, nodes)
+        if LAYOUTS.recall(self._model, path, calls):
+            return
+        with untouched(self._model) as forward:
+            with forward.evaluating():
+                transfer(forward.weights, calls, self.n, lambda rows: self._run(forward, rows))
+                if self._is_plain_call():
+                    forward.refuse_coupling(self._inputs.detach())
+            if any(call.layout is None for call in calls):  # it takes another way in train mode
+                transfer(forward.weights, calls, self.n, lambda rows: self._run(forward, rows))
+        LAYOUTS.remember(self._model, path, calls)
+
+    def _run(self, forward: Forward, rows: list[int]) -> Any:
+        def some(value: Any) -> Any:
+            is_batch = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n
+            return value.detach()[rows] if is_batch else value
+
+        args, kwargs = tree_map(some, self._given)
+        return forward.run(args, kwargs)
+
+    def _is_plain_call(self) -> bool:
+        args, kwargs = self._given
+        return len(args) == 1 and args[0] is self._inputs and not kwargs
+
+    def _begin(self, gradient: Tensor) -> None:
+        """The gradient of the only output has arrived, before all others."""
+        self._arrived()
+        if not self._rest or "parameter" in self._problems:
+            return
+        try:
+            self._rest_squares = self._squares_of_rest(gradient)
+        except Exception as problem:  # the user's training goes on; it comes up on reading
+            self._problems["parameter"] = problem
+
+    def _begin_one_of_many(self, gradient: Tensor) -> None:
+        self._arrived()
+        if self._rest:
+            self._problems["parameter"] = self._refusal("the model returns more than one tensor")
+
+    def _squares_of_rest(self, gradient: Tensor) -> Tensor:
+        if not self._is_plain_call():
+            raise self._refusal("the model has more than one argument")
+        with untouched(self._model) as forward:
+            # The loss of an example is linear in the outputs as far as its gradient goes.
+            squares = remaining_squares(
+                forward, self._rest, self._inputs.detach(), gradient, _product
+            )
+            if forward.drew_random_numbers():
+                raise self._refusal("the random numbers of its forward pass cannot be drawn again")
+        return squares
+
+    def _refusal(self, reason: str) -> ValueError:
+        return ValueError(
+            f"there is no closed form for how the model uses {', '.join(self._rest)}, and {reason};"
+            " freeze these weights, or call memtools.parameter_gradient_norms on the batch"
+        )
+
+    def _receive(self, call: Any, gradient: Tensor) -> None:
+        self._arrived()
+        self._closed.receive(call, gradient)
+
+    def _take_input_gradient(self, gradient: Tensor) -> None:
+        self._arrived()
+        self._gradient = gradient.detach()
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors in what a model returned: a tensor, a nest of them, or a record with some."""
+    found = []
+    for leaf in tree_leaves(output):
+        values = [leaf] if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}).values()
+        found += [value for value in values if isinstance(value, Tensor)]
+    return found
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _product(outputs: Tensor, gradient: Tensor) -> Tensor:
+    return (outputs * gradient).flatten(1).sum(1)
+
+
+class _Tap(torch.autograd.Function):
+    """The identity on the inputs, which hears their gradient and keeps it from any leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, anchor: Tensor, sink: Callable[[Tensor], None]) -> Tensor:
+        ctx.sink = sink
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        ctx.sink(gradients[0])
+        return None, None, None

@@ -1,5 +1,6 @@
 """What a batch has to be, checked by every metric call, and the losses of its examples."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -102,7 +103,10 @@ def check_finite(logits: Tensor) -> None:
 
 
 def _check_finite(name: str, values: Tensor, remedy: str) -> None:
-    finite = torch.isfinite(values.detach())
+    values = values.detach()
+    if math.isfinite(values.sum()):
+        return  # a sum is finite only if all are; a large one may overflow, so look again
+    finite = torch.isfinite(values)
     finite = finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten()

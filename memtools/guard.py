@@ -8,20 +8,18 @@ autocast. What it cannot take back: a forward pass, or a user's hook in it, that
 its own.
 """
 
-import pickle
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from memtools.seeds import RandomState
 
 __all__ = ["Forward", "is_measuring", "leaf", "plain", "refuse_batch_norm", "untouched", "unwrap"]
 
@@ -56,19 +54,27 @@ class Forward:
     """
 
     def __init__(
-        self, model: nn.Module, devices: list[torch.device], random_state: "_RandomState"
+        self,
+        model: nn.Module,
+        own: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        random_state: RandomState,
     ) -> None:
         self.model = model
-        self._devices, self._random_state = devices, random_state
-        own = dict(model.named_parameters())
+        self._random_state = random_state
+        self._own = own
         copies = {name: leaf(p, p.requires_grad) for name, p in own.items() if p.is_inference()}
-        if any(getattr(module, "max_norm", None) is not None for module in model.modules()):
-            # An embedding with max_norm writes to its own weight when it is called.
-            copies = {name: leaf(p.detach().clone(), p.requires_grad) for name, p in own.items()}
+        # An embedding with max_norm writes to its own weight when it is called.
+        written = {
+            id(m.weight) for m in model.modules() if getattr(m, "max_norm", None) is not None
+        }
+        for name, p in own.items():
+            if id(p) in written:
+                copies[name] = leaf(p.detach().clone(), p.requires_grad)
         self._copies = copies
-        self.weights: dict[str, Tensor] = own | copies
+        self.weights: dict[str, Tensor] = {**own, **copies}
         self.trainable = {name: w for name, w in self.weights.items() if w.requires_grad}
-        self.buffers = {name: b.detach() for name, b in model.named_buffers()}
+        self.buffers = {name: b.detach() for name, b in buffers.items()}
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
@@ -101,6 +107,24 @@ class Forward:
         buffers = {name: b.clone() for name, b in self.buffers.items()}
         return functional_call(self.model, (dict(parameters), buffers), args, kwargs)
 
+    def refuse_hidden_weights(self, leaves: Iterable[Tensor]) -> None:
+        """Raise if the model still uses a weight of its own for which a copy was put.
+
+        Args:
+            leaves: Leaves of autograd's that the loss depends on.
+
+        Raises:
+            ValueError: If one of them is such a weight.
+        """
+        replaced = {id(self._own[name]): name for name in self._copies}
+        for variable in leaves:
+            if id(variable) in replaced:
+                raise ValueError(
+                    f"model holds its weight {replaced[id(variable)]!r} in a second place, under "
+                    "no name, and writes to it or was made in inference mode; register it there "
+                    "as a parameter, or make a copy of the model without max_norm"
+                )
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Every submodule in eval mode for the time of the block."""
@@ -117,7 +141,7 @@ class Forward:
 
     def drew_random_numbers(self) -> bool:
         """Whether a forward pass so far has (dropout, noise, random depth)."""
-        return not _same(self._random_state, _random_state(self._devices))
+        return not self._random_state.is_present()
 
     def refuse_randomness(self) -> None:
         """Raise if a forward pass so far has drawn random numbers.
@@ -143,7 +167,7 @@ class Forward:
             return
         x = leaf(inputs[:2])
         with torch.enable_grad():
-            logits = self(x)
+            logits = self.with_weights(x)
             if logits.ndim == 0 or len(logits) != 2 or not logits.requires_grad:
                 return  # the caller has an error of its own for these
             rows = logits.flatten(1) if logits.ndim > 1 else logits[:, None]
@@ -193,10 +217,13 @@ def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward
     modules = list(model.modules())
     modes = [(module, module.training) for module in modules]
     attributes = [(module, vars(module).copy()) for module in modules]
-    devices = _devices(model)
-    state = _random_state(devices)
+    own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    state = RandomState({t.device for t in (*own.values(), *buffers.values())})
+    gradients = {name: p.grad for name, p in own.items()}
     token = _MEASURING.set(True)
     try:
+        for p in own.values():
+            p.grad = None
         if evaluating:
             # Not model.eval(): an overridden train() may do more than set the flag, for instance
             # merge adapters into the weights.
@@ -207,14 +234,24 @@ def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward
         # the recompilations that the user's own training may need.
         eager = torch.compiler.set_stance("force_eager")
         with torch.inference_mode(False), torch.enable_grad(), eager:
-            yield Forward(model, devices, state)
+            yield Forward(model, own, buffers, state)
+        written = [name for name, p in own.items() if p.grad is not None]
+        if written:
+            raise ValueError(
+                f"model adds to .grad of its weights in its backward pass ({', '.join(written)}), "
+                "by a function that calls backward() itself, so that their gradients cannot be "
+                "told from each other; give torch.utils.checkpoint.checkpoint use_reentrant=False, "
+                "or freeze these weights"
+            )
     finally:
         _MEASURING.reset(token)
+        for name, p in own.items():
+            p.grad = gradients[name]
         for module, training in modes:
             module.training = training
         for module, before in attributes:
             _restore_attributes(module, before)
-        _restore_random_state(devices, state)
+        state.restore()
 
 
 def logits_of(output: Any) -> Tensor:
@@ -237,7 +274,7 @@ def plain(tensor: Tensor) -> Tensor:
 
     An inference tensor cannot be saved for a backward pass.
     """
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
 
 def leaf(tensor: Tensor, requires_grad: bool = True) -> Tensor:
@@ -248,8 +285,9 @@ def leaf(tensor: Tensor, requires_grad: bool = True) -> Tensor:
 def _restore_attributes(module: nn.Module, before: dict[str, Any]) -> None:
     """Undo what a forward pass has set on a module: counters, cached activations."""
     now = vars(module)
-    for name in now.keys() - before.keys():
-        del now[name]
+    if len(now) > len(before) or now.keys() != before.keys():
+        for name in now.keys() - before.keys():
+            del now[name]
     for name, value in before.items():
         if name not in now or now[name] is not value:
             now[name] = value
@@ -261,6 +299,8 @@ def refuse_batch_norm(model: nn.Module) -> None:
     Raises:
         ValueError: If one does.
     """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return  # names cost more than a look
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm):
             continue
@@ -278,45 +318,3 @@ def refuse_batch_norm(model: nn.Module) -> None:
 
 def _is_active_dropout(module: nn.Module) -> bool:
     return module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-
-
-def _devices(model: nn.Module) -> list[torch.device]:
-    found = {t.device for t in (*model.parameters(), *model.buffers())}
-    return sorted((d for d in found if d.type != "cpu"), key=str)
-
-
-@dataclass(frozen=True)
-class _RandomState:
-    torch: list[Tensor]
-    numpy: dict[str, Any]
-    python: tuple[Any, ...]
-
-
-def _random_state(devices: list[torch.device]) -> _RandomState:
-    states = [torch.get_rng_state()]
-    for device in devices:
-        module = torch.get_device_module(device)
-        states.append(
-            module.get_rng_state(device) if device.type == "cuda" else module.get_rng_state()
-        )
-    return _RandomState(states, np.random.get_state(legacy=False), random.getstate())  # noqa: NPY002
-
-
-def _same(a: _RandomState, b: _RandomState) -> bool:
-    return (
-        all(torch.equal(x, y) for x, y in zip(a.torch, b.torch, strict=True))
-        and pickle.dumps(a.numpy) == pickle.dumps(b.numpy)
-        and a.python == b.python
-    )
-
-
-def _restore_random_state(devices: list[torch.device], state: _RandomState) -> None:
-    torch.set_rng_state(state.torch[0])
-    for device, device_state in zip(devices, state.torch[1:], strict=True):
-        module = torch.get_device_module(device)
-        if device.type == "cuda":
-            module.set_rng_state(device_state, device)
-        else:
-            module.set_rng_state(device_state)
-    np.random.set_state(state.numpy)  # noqa: NPY002
-    random.setstate(state.python)

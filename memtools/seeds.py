@@ -1,13 +1,17 @@
-"""Independent random streams from one seed."""
+"""Independent random streams from one seed, and the state of the global ones."""
 
 import hashlib
 import operator
+import pickle
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from torch import Tensor
 
-__all__ = ["derive_seed", "generator", "kept", "seeded"]
+__all__ = ["RandomState", "derive_seed", "generator", "kept", "seeded"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -47,3 +51,41 @@ def seeded(*parts: int | str) -> Iterator[None]:
     with kept():
         torch.manual_seed(derive_seed(*parts))
         yield
+
+
+class RandomState:
+    """State of the global random number generators: torch's on some devices, NumPy's, Python's."""
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._devices = sorted((d for d in devices if d.type != "cpu"), key=str)
+        self._torch = self._of_torch()
+        self._numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+        self._python = random.getstate()
+
+    def is_present(self) -> bool:
+        """Whether no number was drawn since."""
+        return (
+            all(torch.equal(a, b) for a, b in zip(self._torch, self._of_torch(), strict=True))
+            and random.getstate() == self._python
+            and pickle.dumps(np.random.get_state(legacy=False)) == pickle.dumps(self._numpy)  # noqa: NPY002
+        )
+
+    def restore(self) -> None:
+        """Make it the present state."""
+        torch.set_rng_state(self._torch[0])
+        for device, state in zip(self._devices, self._torch[1:], strict=True):
+            module = torch.get_device_module(device)
+            if device.type == "cuda":
+                module.set_rng_state(state, device)
+            else:
+                module.set_rng_state(state)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        random.setstate(self._python)
+
+    def _of_torch(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        for device in self._devices:
+            module = torch.get_device_module(device)
+            of_cuda = device.type == "cuda"
+            states.append(module.get_rng_state(device) if of_cuda else module.get_rng_state())
+        return states

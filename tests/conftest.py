@@ -16,7 +16,7 @@ settings.register_profile("memtools", deadline=None, derandomize=True, database=
 settings.load_profile("memtools")
 
 # Machinery, not tests.
-collect_ignore = ["oracles.py", "zoo.py"]
+collect_ignore = ["gradient_zoo.py", "oracles.py", "zoo.py"]
 
 
 def _load(name: str) -> ModuleType:
@@ -41,6 +41,18 @@ def oracles():
 def zoo():
     """Module `zoo.py` beside this file."""
     return _load("zoo")
+
+
+@pytest.fixture(scope="session")
+def gradient_zoo():
+    """Module `gradient_zoo.py` beside this file."""
+    return _load("gradient_zoo")
+
+
+@pytest.fixture(params=list(_load("gradient_zoo").MODELS))
+def gradient_case(request, gradient_zoo):
+    """A function that builds a model of the gradient zoo for a dtype, and a batch of n; each."""
+    return lambda dtype, n=gradient_zoo.N: gradient_zoo.build(request.param, dtype, n)
 
 
 @pytest.fixture(params=list(_load("zoo").MODELS))

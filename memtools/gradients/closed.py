@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._autograd import _get_current_graph_task_keep_graph as _keeps_graph
 
-from memtools.gradients.pieces import Outer, Piece, can_add, sum_squares
+from memtools.gradients.pieces import Outer, Piece, sum_squares
 from memtools.gradients.recorder import Call
 from memtools.gradients.rules import Part
 
@@ -17,6 +17,10 @@ __all__ = ["ClosedForms"]
 
 Region = tuple[int, tuple[tuple[int, int], ...]]
 """Which elements of a weight a view has: offset, then stride and size of its dimensions."""
+
+
+WAITING_BYTES = 2 * 2**20
+"""Bound on the gradients and layer inputs that wait for each other."""
 
 
 class ClosedForms:
@@ -47,6 +51,8 @@ class ClosedForms:
         }
         self._pieces: dict[tuple[str, Region], list[Piece]] = defaultdict(list)
         self._squares: list[Tensor] = []
+        self._waiting: list[tuple[Call, Tensor, Tensor]] = []
+        self._bytes = 0
 
     def receive(self, call: Call, gradient: Tensor) -> None:
         """Take the gradient of the output of a call.
@@ -54,21 +60,32 @@ class ClosedForms:
         Raises:
             RuntimeError: If the input of the call was changed since.
         """
-        wanted = [(name, part) for name, part in call.parts if name in self.names]
-        if not wanted:
+        if call.operand is None or self.names.isdisjoint(name for name, _ in call.parts):
             return
-        assert call.operand is not None
-        assert call.layout is not None
-        _check_unchanged(call)
-        operand, gradient = (
-            call.layout.arrange(call.operand),
-            call.layout.arrange(gradient),
-        )
+        _check_unchanged(call, call.operand)
+        self._waiting.append((call, call.operand, gradient.reshape(call.shape)))
+        self._bytes += call.operand.nbytes + gradient.nbytes
         if not _keeps_graph():
             call.operand = None  # as autograd lets go of what it has saved
-        with _without_autocast(gradient.device.type):
-            for name, part in wanted:
-                self._take(name, part, part.build(operand, gradient, call.layout))
+        if self._bytes > WAITING_BYTES:
+            self._work()
+
+    def _work(self) -> None:
+        """Turn the gradients that have arrived into norms.
+
+        Small ones wait for each other: after each step of a backward pass the processor's caches
+        are full of something else, and Python is several times slower than when it goes on.
+        """
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        for call, operand, gradient in waiting:
+            layout = call.layout
+            assert layout is not None
+            _check_unchanged(call, operand)
+            operand, gradient = layout.arrange(operand), layout.arrange(gradient)
+            with _without_autocast(gradient.device.type):
+                for name, part in call.parts:
+                    if name in self.names:
+                        self._take(name, part, part.build(operand, gradient, layout))
 
     def _take(self, name: str, part: Part, piece: Piece) -> None:
         if name not in self._shared:
@@ -81,10 +98,11 @@ class ClosedForms:
     def reset(self) -> None:
         """Forget what has arrived."""
         self._pieces.clear()
-        self._squares = []
+        self._squares, self._waiting, self._bytes = [], [], 0
 
     def squares(self) -> Tensor | None:
         """Sums over the weights, shape ``(n,)``; ``None`` if no gradient has arrived."""
+        self._work()
         while self._pieces:
             _, pieces = self._pieces.popitem()
             self._squares.append(sum_squares(pieces))
@@ -118,20 +136,24 @@ def _addable(parts: list[Part]) -> bool:
     shapes = {
         tuple(part.weight.shape[::-1] if _region(part)[1] else part.weight.shape) for part in parts
     }
-    return len(parts) == 1 or (len(shapes) == 1 and can_add([part.kind for part in parts]))
+    forms = {part.form for part in parts}
+    return len(parts) == 1 or (len(shapes) == 1 and (len(forms) == 1 or forms == _TIED))
+
+
+_TIED = {"lookup", "outer"}
+"""An embedding table that is a linear layer's weight as well."""
 
 
 def _region(part: Part) -> tuple[Region, bool]:
     """The elements that a use has, and whether it is of their transposed matrix."""
     weight = part.weight
-    swapped = part.kind is Outer and weight.stride(0) < weight.stride(1)
+    swapped = part.form == "outer" and weight.stride(0) < weight.stride(1)
     dims = [(weight.stride(d), weight.shape[d]) for d in range(weight.ndim) if weight.shape[d] > 1]
     return (int(weight.storage_offset()), tuple(dims[::-1] if swapped else dims)), swapped
 
 
-def _check_unchanged(call: Call) -> None:
-    operand = call.operand
-    if operand is not None and not operand.is_inference() and operand._version != call.version:
+def _check_unchanged(call: Call, operand: Tensor) -> None:
+    if not operand.is_inference() and operand._version != call.version:
         raise RuntimeError(
             f"model changed the input of {call.signature[0].__name__} (weights: "
             f"{', '.join(call.signature[1:])}) in place after it was used, so that no gradient can "

@@ -1,25 +1,23 @@
 """Finds where the examples are at every noted call, and remembers it for each way through a model.
 
-This takes a second forward pass, of two examples. It also shows whether they are coupled to the
-others: then what the model makes of them depends on the company that they are in.
+A weight whose examples cannot be found, or not told apart, is left without a layout.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from memtools.gradients.layout import Layout
+from memtools.gradients.arguments import Arguments, roots_of, tensors_of
+from memtools.gradients.layout import Layout, is_close
 from memtools.gradients.recorder import Call, Locator, Recorder
+from memtools.gradients.survey import Survey, survey
+from memtools.guard import Forward
 
-__all__ = ["LAYOUTS", "Layouts", "locate", "path_of", "rows_of", "transfer"]
-
-Run = Callable[[list[int]], Any]
-"""Runs the model on some of the examples."""
+__all__ = ["LAYOUTS", "Layouts", "find_layouts", "path_of"]
 
 
 class Layouts:
@@ -57,74 +55,95 @@ class Layouts:
 
 LAYOUTS = Layouts()
 
-_STATIC = re.compile(
-    r"(?!Flip|Gather|Index|MaskedS|Put|Roll|Scatter|Sort|Take|Topk|Unique)\w+Backward\d+$"
-    r"|torch::autograd::(AccumulateGrad|CopySlices)$"
-)
-"""Nodes of autograd's graph that treat all examples alike, whatever their values are."""
 
-
-def path_of(inputs: Any, calls: Sequence[Call], nodes: Sequence[str]) -> tuple[Any, ...] | None:
+def path_of(inputs: Any, calls: Sequence[Call], found: Survey) -> tuple[Any, ...] | None:
     """What tells one way through a model from another; ``None`` if values may have decided it.
 
     Args:
-        inputs: Whatever else tells them apart: shapes, dtypes.
+        inputs: Whatever else tells them apart: shapes, dtypes, modes.
         calls: The noted calls.
-        nodes: Names of the nodes of autograd's graph.
+        found: What autograd's graph says.
     """
-    if not all(_STATIC.match(name) for name in nodes):
+    if not found.is_static:
         return None
-    shapes = (None if call.operand is None else call.operand.shape for call in calls)
-    return (inputs, tuple(call.signature for call in calls), tuple(shapes), tuple(nodes))
+    shapes = tuple(None if c.operand is None else c.operand.shape for c in calls)
+    return inputs, tuple(c.signature for c in calls), shapes, tuple(found.details)
 
 
-def locate(weights: Mapping[str, Tensor], calls: Sequence[Call], n: int, run: Run) -> Any:
-    """Fill in the layouts of the calls of a pass over n examples, from a pass over two of them.
+def find_layouts(
+    forward: Forward, calls: Sequence[Call], found: Survey, batch: Arguments, *, random: bool
+) -> None:
+    """Fill in the layouts of the calls that were noted in a pass over a batch, as far as possible.
 
     Args:
-        weights: The tensors that the passes use as weights, by name.
-        calls: The calls that were noted in the pass over all examples.
-        n: Number of examples.
-        run: Runs the model on the examples of these numbers.
+        forward: The model.
+        calls: The calls.
+        found: What autograd's graph says about the outputs of the model.
+        batch: The arguments of the pass.
+        random: Whether it drew random numbers. The layouts are then found in eval mode.
 
-    Returns:
-        What the model gave for the examples in ``rows_of(n)``; ``None`` for a single example, to
-        which everything belongs.
+    Raises:
+        ValueError: If examples are coupled.
     """
-    if n == 1:
+    if batch.n == 1:
         for call in calls:
             if call.operand is not None and len(call.batch_dims):
                 dim = call.batch_dims[0]
                 call.layout = Layout(1, dim, call.operand.shape[dim])
-        return None
-    with torch.no_grad(), Locator(weights, calls, n, rows_of(n)):
-        return run(rows_of(n))
+        return
+    if batch.is_plain:
+        forward.refuse_coupling(batch.inputs.detach())
+    with forward.evaluating() if random else nullcontext():
+        if found.is_static:
+            _by_samples(forward, calls, None if random else found, batch)
+        elif not random:
+            _by_reversal(forward, calls, batch)
 
 
-def rows_of(n: int) -> list[int]:
-    """The examples that stand for all: not the first, which a causal coupling leaves alone."""
-    return [n // 2, n - 1] if n > 2 else [n - 1]
-
-
-def transfer(weights: Mapping[str, Tensor], calls: Sequence[Call], n: int, run: Run) -> None:
-    """Fill in the layouts of a pass that drew random numbers, from two passes that draw none.
-
-    Args:
-        weights: The tensors that the passes use as weights, by name.
-        calls: The calls that were noted in the pass over all examples.
-        n: Number of examples.
-        run: Runs the model in eval mode on the examples of these numbers.
-    """
-    few = min(n, 3)
-    recorder = Recorder(weights)
-    with torch.no_grad(), recorder:
-        run(list(range(few)))
-    locate(weights, recorder.calls, few, run)
-    for call, other in zip(calls, recorder.calls, strict=False):
-        if call.signature != other.signature:
+def _by_samples(
+    forward: Forward, calls: Sequence[Call], found: Survey | None, batch: Arguments
+) -> None:
+    """From a pass over three examples, and another over two of them, in another order."""
+    samples, rows = batch.samples(), [1, 0]
+    recorder = Recorder(forward.weights)
+    try:
+        tracked, edges = samples.tracked()
+        with recorder:
+            output = forward.run(tracked.args, tracked.kwargs)
+        noted = recorder.calls
+        way = survey(roots_of(output), noted, [edge.node for edge in edges])
+        if found is not None and way.names != found.names:
             return
-        layout = other.layout
-        if layout is None or call.operand is None:
+        if [call.signature for call in noted] != [call.signature for call in calls]:
+            return
+        with Locator(forward.weights, noted, 3, rows):
+            few = samples.run(forward, rows)
+        _refuse_company(output, few, 3, rows)
+    finally:
+        recorder.release()
+    for call, sample in zip(calls, noted, strict=True):
+        layout = sample.layout
+        if layout is None or call.operand is None or sample.operand is None:
             continue
-        if n == 1 or call.operand.shape[layout.dim] == n * layout.repeats:
-            call.layout = replace(layout, n=n)
+        shape = list(sample.operand.shape)
+        shape[layout.dim] = batch.n * layout.repeats
+        if list(call.operand.shape) == shape:
+            call.layout = replace(layout, n=batch.n)
+
+
+def _by_reversal(forward: Forward, calls: Sequence[Call], batch: Arguments) -> None:
+    """Where values decide on the way: from a pass over the same examples in reverse order."""
+    rows = list(range(batch.n))[::-1]
+    with Locator(forward.weights, calls, batch.n, rows):
+        batch.run(forward, rows)
+
+
+def _refuse_company(full: Any, few: Any, n: int, rows: list[int]) -> None:
+    for a, b in zip(tensors_of(full), tensors_of(few), strict=False):
+        if a.ndim and b.ndim and len(a) == n and len(b) == len(rows) and not is_close(a[rows], b):
+            raise ValueError(
+                "model couples the examples of a batch: what it returns for two examples is "
+                "another when these come without the rest, so that no example has a value of its "
+                "own; normalise each example by itself, and give attention and recurrent layers "
+                "batch_first=True"
+            )

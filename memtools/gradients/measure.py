@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from memtools.batch import check_batch, check_chunk_size
+from memtools.batch import check_batch, check_chunk_size, unchecked_losses
 from memtools.gradients.layout import is_close
 from memtools.gradients.passes import Norms, Request, norms_of_batch
 from memtools.gradients.remainder import remaining_squares
@@ -41,7 +41,7 @@ def measure(
             )
         targets = plain(targets)
         if check:
-            _check_all(forward, inputs)
+            _check_all(forward, inputs, targets, request)
         elif not request.parameters:
             forward.refuse_coupling(inputs)
         chunks = zip(inputs.split(size), targets.split(size), strict=True)
@@ -57,23 +57,31 @@ def _join(parts: list[Tensor | None]) -> Tensor | None:
     return torch.cat(given) if given else None
 
 
-def _check_all(forward: Forward, inputs: Tensor) -> None:
-    """Compare the logits of every example in the batch, in another order, and in half the batch."""
+def _check_all(forward: Forward, inputs: Tensor, targets: Tensor, request: Request) -> None:
+    """Compare logits and losses of every example in the batch, in another order, and in halves."""
     forward.refuse_coupling(inputs)
+
+    def values(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        logits = forward(x)
+        losses = unchecked_losses(request.loss_fn, logits, y)
+        return {"model": logits, "loss_fn": losses}
+
     with torch.no_grad():
-        inputs, n = plain(inputs), len(inputs)
-        logits = forward(inputs)
-        turned = forward(inputs.flip(0)).flip(0)
-        halves = [forward(part) for part in inputs.split((n + 1) // 2)]
-    others = {"in reverse order": turned, "in two halves": torch.cat(halves)}
-    for how, other in others.items():
-        for i, (row, same) in enumerate(zip(logits, other, strict=True)):
-            if not is_close(row, same):
-                raise ValueError(
-                    f"model couples the examples of a batch: the logits of example {i} are others "
-                    f"when the batch is given {how}, so that no example has a value of its own; "
-                    "normalise each example by itself, and switch dropout and noise off"
-                )
+        x, half = plain(inputs), (len(inputs) + 1) // 2
+        whole = values(x, targets)
+        turned = {k: v.flip(0) for k, v in values(x.flip(0), targets.flip(0)).items()}
+        parts = [values(a, b) for a, b in zip(x.split(half), targets.split(half), strict=True)]
+        halves = {k: torch.cat([part[k] for part in parts]) for k in whole}
+    for how, other in {"in reverse order": turned, "in two halves": halves}.items():
+        for who in whole:
+            for i, (row, same) in enumerate(zip(whole[who], other[who], strict=True)):
+                if not is_close(row, same):
+                    raise ValueError(
+                        f"{who} couples the examples of a batch: the values of example {i} are "
+                        f"others when the batch is given {how}, so that no example has a value of "
+                        "its own; normalise each example by itself, switch dropout and noise off, "
+                        "and do not average the loss"
+                    )
 
 
 def _verify(

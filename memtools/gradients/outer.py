@@ -32,19 +32,24 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if half else tensor
 
 
-def in_chunks(elements: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def in_chunks(
+    elements: int, *tensors: Tensor, limit: int | None = None
+) -> Iterator[tuple[Tensor, ...]]:
     """The examples of some tensors, in float32 or wider, a few at a time.
 
     Args:
         elements: Elements of the temporary that one example will need.
         tensors: Their first dimensions are equal.
+        limit: Elements of all temporaries together; ``None`` is ``SCRATCH``.
     """
-    size = max(1, SCRATCH // max(1, elements))
+    size = max(1, (SCRATCH if limit is None else limit) // max(1, elements))
+    double = any(t.dtype == torch.float64 for t in tensors)
+    dtype = torch.float64 if double else torch.float32
     if size >= len(tensors[0]):
-        yield tuple(wide(t) for t in tensors)
+        yield tuple(t.to(dtype) for t in tensors)
         return
     for parts in zip(*(t.split(size) for t in tensors), strict=True):
-        yield tuple(wide(part) for part in parts)
+        yield tuple(part.to(dtype) for part in parts)
 
 
 def join(parts: list[Tensor]) -> Tensor:
@@ -94,7 +99,9 @@ def outer_squares(rows: Tensor, columns: Tensor) -> Tensor:
     """
     _, positions, r = rows.shape
     c = columns.shape[2]
-    if positions == 1:
+    if positions <= 1 or r * c == 0:
+        if positions * r * c == 0:
+            return row_squares(rows[:, :0])
         return row_squares(rows) * row_squares(columns)
     if direct_cost(positions, r, c) <= gram_cost(positions, r, c):
         return _direct(rows, columns)
@@ -118,7 +125,7 @@ def gram_cost(positions: int, r: int, c: int) -> int:
 
 def _direct(rows: Tensor, columns: Tensor) -> Tensor:
     r, c = rows.shape[2], columns.shape[2]
-    band = max(1, SCRATCH // c)
+    band = max(1, SCRATCH // max(1, c))
     total = []
     for row, column in in_chunks(r * c, rows, columns):
         bands = (torch.bmm(part.mT, column) for part in split(row, band, dim=2))

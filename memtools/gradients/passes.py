@@ -1,21 +1,22 @@
 """One forward and one backward pass over a batch, and all the norms that can be read off them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from memtools_kernels import row_norms
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
-from memtools.batch import LossFunction, check_batch, per_example_losses
+from memtools.batch import LossFunction, check_batch, per_example_losses, unchecked_losses
+from memtools.gradients.arguments import Arguments, roots_of
 from memtools.gradients.closed import ClosedForms
 from memtools.gradients.layout import is_close
-from memtools.gradients.layouts import LAYOUTS, locate, path_of, rows_of, transfer
+from memtools.gradients.layouts import LAYOUTS, find_layouts, path_of
 from memtools.gradients.recorder import Recorder
 from memtools.gradients.remainder import remaining_squares
-from memtools.gradients.survey import Survey, names_of, survey
+from memtools.gradients.survey import names_of, survey
 from memtools.gradients.tokens import embedded, embedding_name
-from memtools.guard import Forward, leaf, plain
+from memtools.guard import Forward, leaf, logits_of, plain
 
 __all__ = ["Norms", "Request", "differentiate", "norms_of_batch"]
 
@@ -57,50 +58,69 @@ def norms_of_batch(forward: Forward, inputs: Tensor, targets: Tensor, request: R
     tokens = not inputs.is_floating_point()
     if not request.parameters and not tokens:
         return Norms(_input_norms_alone(forward, inputs, targets, request), None)
-    x = plain(inputs) if request.p is None or tokens else leaf(inputs)
-    recorder = Recorder(forward.weights, x if tokens else None)
+    recorder = Recorder(forward.weights, inputs if tokens else None)
     try:
-        return _recorded(forward, recorder, x, targets, request)
+        return _recorded(forward, recorder, inputs, targets, request)
     finally:
         recorder.release()
 
 
 def _recorded(
-    forward: Forward, recorder: Recorder, x: Tensor, targets: Tensor, request: Request
+    forward: Forward, recorder: Recorder, inputs: Tensor, targets: Tensor, request: Request
 ) -> Norms:
-    tokens = not x.is_floating_point()
+    tokens = not inputs.is_floating_point()
+    batch = Arguments((plain(inputs),), {})
+    tracked, edges = batch.tracked()
     try:
         with recorder:
-            logits = forward.with_weights(x)
+            output = forward.run(tracked.args, {})
     except (RuntimeError, TypeError):
         if tokens and not recorder.lookups:
-            check_batch(x)  # it wants real numbers
+            check_batch(inputs)  # it wants real numbers
         raise
+    logits = logits_of(output)
     losses = _losses(forward, logits, targets, request)
-    sources = []
-    if request.p is not None:
+    if tokens and request.p is not None:
         name = embedding_name(forward.model, request.embedding)
-        sources = [embedded(recorder.lookups, name) if tokens else get_gradient_edge(x)]
+        edges = [embedded(recorder.lookups, name)]
     if losses.grad_fn is None:
         raise ValueError(
             "model gives logits that do not depend on its weights in a differentiable way; look "
             "for .detach(), torch.no_grad() or argmax in its forward pass"
         )
-    found = survey([losses.grad_fn], recorder.calls, [edge.node for edge in sources])
-    _find_layouts(forward, recorder, x, logits.detach(), found)
-    del logits
+    ends = [edge.node for edge in edges]
+    found = survey([losses.grad_fn], recorder.calls, ends, to_ends=request.p is not None)
+    forward.refuse_hidden_weights(found.unknown)
+    modes = tuple(module.training for module in forward.model.modules())
+    path = path_of((inputs.shape, logits.shape, logits.dtype, modes), recorder.calls, found)
+    if not LAYOUTS.recall(forward.model, path, recorder.calls):
+        below = survey(roots_of(logits), recorder.calls, ends)
+        random = forward.drew_random_numbers()
+        find_layouts(forward, recorder.calls, below, batch, random=random)
+        LAYOUTS.remember(forward.model, path, recorder.calls)
+    del output, logits
     unknown = names_of(forward.trainable, found.unknown)
     closed = ClosedForms(recorder.calls, unknown)
     recorder.listener = closed.receive if request.parameters else None
-    got = torch.autograd.grad(losses.sum(), [*sources, *found.first], allow_unused=True)
-    del losses
-    input_norms = _norms(got[0], request.p) if request.p is not None else None
+    sources = edges if request.p is not None else []
+    first = [(call, call.edge) for call in found.first if request.parameters and call.edge]
+    wanted = [*sources, *(edge for _, edge in first)]
+    got: Sequence[Tensor | None] = ()
+    if wanted:
+        got = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+    del losses, wanted
+    input_norms = _norms(next(iter(got), None), request.p) if request.p is not None else None
     if not request.parameters:
         return Norms(input_norms, None)
+    for (call, _), gradient in zip(first, got[len(sources) :], strict=True):
+        if gradient is not None:
+            closed.receive(call, gradient)
+    del got
     rest = [name for name in forward.trainable if name in closed.missing | unknown]
-    squares = [closed.squares(), _remaining(forward, rest, x, targets, request)]
-    total = sum(s for s in squares if s is not None)
-    return Norms(input_norms, torch.as_tensor(total).sqrt())
+    squares = [closed.squares(), _remaining(forward, rest, inputs, targets, request)]
+    given = [s for s in squares if s is not None]
+    total = sum(given[1:], given[0]) if given else torch.zeros(len(inputs), device=inputs.device)
+    return Norms(input_norms, total.sqrt())
 
 
 def _input_norms_alone(
@@ -139,36 +159,29 @@ def _norms(gradient: Tensor | None, p: float | None) -> Tensor:
 
 def _losses(forward: Forward, logits: Tensor, targets: Tensor, request: Request) -> Tensor:
     losses = per_example_losses(request.loss_fn, logits, targets)
+    if request.loss_fn is not None:
+        _refuse_coupled_losses(request.loss_fn, losses.detach(), logits.detach(), targets)
     if not request.allow_random:
         forward.refuse_randomness()
     return losses
 
 
-def _find_layouts(
-    forward: Forward, recorder: Recorder, inputs: Tensor, logits: Tensor, found: Survey
+def _refuse_coupled_losses(
+    loss_fn: LossFunction, losses: Tensor, logits: Tensor, targets: Tensor
 ) -> None:
-    path = path_of((inputs.shape, logits.shape, logits.dtype), recorder.calls, found.nodes)
-    if LAYOUTS.recall(forward.model, path, recorder.calls):
-        return
-
-    def run(rows: list[int]) -> Tensor:
-        return forward.with_weights(inputs.detach()[rows])
-
-    n = len(inputs)
-    if forward.drew_random_numbers():
-        with forward.evaluating():
-            transfer(forward.weights, recorder.calls, n, run)
-            forward.refuse_coupling(inputs)
-    else:
-        some = locate(forward.weights, recorder.calls, n, run)
-        forward.refuse_coupling(inputs)
-        if some is not None and not is_close(logits[rows_of(n)], some):
-            raise ValueError(
-                "model couples the examples of a batch: its logits for two examples are others "
-                "when these come without the rest, so that no example has a value of its own; "
-                "normalise each example by itself"
-            )
-    LAYOUTS.remember(forward.model, path, recorder.calls)
+    rows = [len(losses) // 2, len(losses) - 1]
+    if len(losses) < 3:
+        rows = rows[1:]
+    try:
+        few = unchecked_losses(loss_fn, logits[rows], targets[rows])
+    except (IndexError, RuntimeError, ValueError):
+        return  # it knows this batch only, by a weight for each example for instance
+    if len(losses) > 1 and not is_close(losses[rows], few.detach()):
+        raise ValueError(
+            "loss_fn couples the examples of a batch: the losses of two of them are others when "
+            "these come without the rest; it must give each example a loss of its own, and not "
+            "divide by their number"
+        )
 
 
 def _remaining(

@@ -1,5 +1,6 @@
 """Gradients of a convolution's weight: sums over positions of a patch times a vector."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -67,21 +68,42 @@ class Window:
     def sum_of_shifts(
         self, products: Tensor, pixels: tuple[int, ...], positions: tuple[int, ...]
     ) -> Tensor:
-        """Inner products of pixels ``(b, Q, Q)`` to those of patches ``(b, P, P)``."""
+        """Inner products of pixels ``(b, Q, Q)`` to those of patches ``(b, P, P)``.
+
+        Two patches meet in the pixels at the same offset from both, one dimension after the other.
+        """
         dims = len(pixels)
         products = products.view(-1, *pixels, *pixels)
         for d in range(dims):
-            total = None
-            for offset in range(0, self.kernel[d] * self.dilation[d], self.dilation[d]):
-                stop = offset + (positions[d] - 1) * self.stride[d] + 1
-                steps = slice(offset, stop, self.stride[d])
-                index = [slice(None)] * (2 * dims + 1)
-                index[1 + d] = index[1 + dims + d] = steps
-                shifted = products[tuple(index)]
-                total = shifted.clone() if total is None else total.add_(shifted)
-            assert total is not None
+            overlaps = list(self._overlaps(d, pixels[d], positions[d]))
+            everything = slice(0, positions[d]), slice(0, pixels[d], self.stride[d])
+            if overlaps == [everything] and pixels[d] == positions[d]:
+                continue
+            shape = list(products.shape)
+            shape[1 + d] = shape[1 + dims + d] = positions[d]
+            total = products.new_zeros(shape)
+            for patches, pixel in overlaps:
+                total[_twice(patches, d, dims)] += products[_twice(pixel, d, dims)]
             products = total
         return products.reshape(len(products), prod(positions), prod(positions))
+
+    def _overlaps(self, d: int, pixels: int, positions: int) -> Iterator[tuple[slice, slice]]:
+        """For each offset in the window: which positions have a pixel there, and which pixels."""
+        stride = self.stride[d]
+        for k in range(self.kernel[d]):
+            first = k * self.dilation[d] - self.margins[d][0]
+            start = max(0, -(first // stride))
+            stop = min(positions, (pixels - 1 - first) // stride + 1)
+            if start < stop:
+                of = slice(start * stride + first, (stop - 1) * stride + first + 1, stride)
+                yield slice(start, stop), of
+
+
+def _twice(part: slice, d: int, dims: int) -> tuple[slice, ...]:
+    """Index of a part of dimension d of both of two sets of pixels."""
+    index = [slice(None)] * (2 * dims + 1)
+    index[1 + d] = index[1 + dims + d] = part
+    return tuple(index)
 
 
 @dataclass(frozen=True)
@@ -96,8 +118,6 @@ class Patches(Piece):
         repeats: Images of each example.
     """
 
-    form = "patches"
-
     images: Tensor
     vectors: Tensor
     window: Window
@@ -107,70 +127,64 @@ class Patches(Piece):
     def squares(self) -> Tensor:
         """Squared Euclidean norms, shape ``(n,)``."""
         images, vectors = self._by_block(self.images), self._by_block(self.vectors)
-        spatial = tuple(vectors.shape[4:])
-        channels, width, positions = images.shape[3], vectors.shape[3], prod(spatial)
-        patch = channels * prod(self.window.kernel)
-        pixels = prod(self.window.reach(spatial))
+        channels, width, positions = images.shape[2], vectors.shape[2], prod(vectors.shape[3:])
+        pixels, patch = prod(images.shape[3:]), channels * prod(self.window.kernel)
         outer = min(direct_cost(positions, width, patch), gram_cost(positions, width, patch))
         by_patches = outer + (0 if self.window.is_pixel else PASS * patch * positions)
-        by_pixels = pixels**2 * (channels + PASS * sum(self.window.kernel))
+        largest = max(pixels, positions) ** 2
+        by_pixels = pixels**2 * channels + PASS * sum(self.window.kernel) * largest
         by_pixels += gram_cost(positions, width, 0)
-        if self.repeats == 1 and by_pixels < by_patches and pixels**2 <= 4 * SCRATCH:
-            return self._by_pixels(images[:, 0], vectors[:, 0])
-        return self._by_patches(images, vectors)
+        if self.repeats == 1 and by_pixels < by_patches and largest <= 4 * SCRATCH:
+            squares = self._by_pixels(images, vectors)
+        else:
+            squares = self._by_patches(images, vectors)
+        return squares if self.groups == 1 else squares.view(-1, self.groups).sum(1)
 
     def outer(self) -> Outer:
         """The patches themselves, a position each, for a weight that is used more than once."""
         images, vectors = self._by_block(self.images), self._by_block(self.vectors)
-        return Outer(_vectors(vectors), self._patches(images, vectors), self.groups)
-
-    def _per_example(self, chunks: list[Tensor]) -> Tensor:
-        blocks = join(chunks)
-        return blocks if self.groups == 1 else blocks.view(-1, self.groups).sum(1)
+        return Outer(_by_position(vectors), self._patches(images, vectors), self.groups)
 
     def _by_block(self, tensor: Tensor) -> Tensor:
-        """As ``(n, repeats, groups, C / groups, *spatial)``."""
+        """As ``(n * groups, repeats, C / groups, *spatial)``."""
         tensor = tensor if self.repeats > 1 else tensor[:, None]
-        return tensor.unflatten(2, (self.groups, -1))
+        return tensor.unflatten(2, (self.groups, -1)).movedim(2, 1).flatten(0, 1)
 
     def _patches(self, images: Tensor, vectors: Tensor) -> Tensor:
-        """``(n * groups, repeats * positions, C * kernel)``."""
-        n, repeats, groups = images.shape[:3]
-        padded = self.window.pad(images.flatten(0, 2), tuple(vectors.shape[4:]))
-        patches = self.window.patches(wide(padded)).unflatten(0, (n, repeats, groups))
-        return patches.movedim(1, 3).flatten(3).flatten(0, 1).mT
+        """``(blocks, repeats * positions, C * kernel)``."""
+        padded = self.window.pad(images.flatten(0, 1), tuple(vectors.shape[3:]))
+        patches = self.window.patches(wide(padded)).unflatten(0, images.shape[:2])
+        return patches.movedim(1, 2).flatten(2).mT
 
     def _by_patches(self, images: Tensor, vectors: Tensor) -> Tensor:
-        _, repeats, groups, channels = images.shape[:4]
-        each = prod(vectors.shape[4:]) * prod(self.window.kernel) * repeats * groups
-        # Where one example is too much, its channels go in bands: their squares add up.
-        band = max(1, SCRATCH // each)
+        _, repeats, channels = images.shape[:3]
+        each = prod(vectors.shape[3:]) * prod(self.window.kernel) * repeats
+        # Where one block is too much, its channels go in bands: their squares add up.
+        band = max(1, SCRATCH // max(1, each))
         total = []
         for image, vector in in_chunks(each * channels, images, vectors):
-            rows = _vectors(vector)
-            bands = split(image, band, dim=3)
+            rows = _by_position(vector)
+            bands = split(image, band, dim=2)
             total.append(sum(outer_squares(rows, self._patches(b, vector)) for b in bands))
-        return self._per_example(total)
+        return join(total)
 
     def _by_pixels(self, images: Tensor, vectors: Tensor) -> Tensor:
         """The Gram form, from inner products of pixels: no patch is ever formed."""
-        spatial = tuple(vectors.shape[3:])
-        reach = self.window.reach(spatial)
+        pixels, positions = tuple(images.shape[3:]), tuple(vectors.shape[3:])
         total, terms = [], []
-        for image, vector in in_chunks(self.groups * prod(reach) ** 2, images, vectors):
-            pixels = self.window.pad(image.flatten(0, 1), spatial).flatten(2)
-            b = vector.flatten(0, 1).flatten(2)
-            products = self.window.sum_of_shifts(torch.bmm(pixels.mT, pixels), reach, spatial)
+        for image, vector in in_chunks(prod(pixels) ** 2, images, vectors):
+            a, b = image.flatten(0, 1).flatten(2), vector.flatten(0, 1).flatten(2)
+            products = self.window.sum_of_shifts(torch.bmm(a.mT, a), pixels, positions)
             products.mul_(torch.bmm(b.mT, b))
             total.append(products.flatten(1).sum(1))
             terms.append(products.diagonal(dim1=1, dim2=2).sum(1))
-        squares = self._per_example(total)
-        lost = lost_to_cancellation(squares, self._per_example(terms))
+        squares = join(total)
+        lost = lost_to_cancellation(squares, join(terms))
         if len(lost):
-            squares[lost] = self._by_patches(images[lost, None], vectors[lost, None])
+            squares[lost] = self._by_patches(images[lost], vectors[lost])
         return squares
 
 
-def _vectors(vectors: Tensor) -> Tensor:
-    """``(n, repeats, groups, O, *positions)`` as ``(n * groups, repeats * positions, O)``."""
-    return vectors.flatten(4).movedim(1, 3).flatten(3).flatten(0, 1).mT
+def _by_position(vectors: Tensor) -> Tensor:
+    """``(blocks, repeats, O, *positions)`` as ``(blocks, repeats * positions, O)``."""
+    return vectors.flatten(3).movedim(1, 2).flatten(2).mT

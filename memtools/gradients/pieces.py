@@ -3,24 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from memtools.gradients.outer import outer_squares, row_squares, wide
 
-__all__ = ["Dense", "Lookup", "Outer", "Piece", "can_add", "sum_squares"]
+__all__ = ["Dense", "Lookup", "Outer", "Piece", "sum_squares"]
 
 
 class Piece(ABC):
-    """The gradients of n examples with respect to one weight, in the form that is cheapest.
-
-    Attributes:
-        form: What it can be added to.
-    """
-
-    form: ClassVar[str]
+    """The gradients of n examples with respect to one weight, in the form that is cheapest."""
 
     @abstractmethod
     def squares(self) -> Tensor:
@@ -39,8 +32,6 @@ class Dense(Piece):
         gradients: Shape ``(n, *weight.shape)``, up to dimensions of size 1.
     """
 
-    form = "dense"
-
     gradients: Tensor
 
     def squares(self) -> Tensor:
@@ -57,8 +48,6 @@ class Outer(Piece):
         columns: Shape ``(n * groups, T, C)``.
         groups: Independent blocks of the weight, the groups of a convolution.
     """
-
-    form = "outer"
 
     rows: Tensor
     columns: Tensor
@@ -83,8 +72,6 @@ class Lookup(Piece):
         gradients: Shape ``(n, T, d)``; zero where a lookup does not count.
         size: Number of rows of the table.
     """
-
-    form = "lookup"
 
     indices: Tensor
     gradients: Tensor
@@ -114,12 +101,6 @@ class Lookup(Piece):
         return torch.stack(total)
 
 
-def can_add(kinds: Sequence[type[Piece]]) -> bool:
-    """Whether :func:`sum_squares` takes pieces of these kinds."""
-    forms = {kind.form for kind in kinds}
-    return len(kinds) == 1 or len(forms) == 1 or forms == {"lookup", "outer"}
-
-
 def sum_squares(pieces: Sequence[Piece]) -> Tensor:
     """Squared norms of the gradients of a weight that is used more than once, shape ``(n,)``."""
     if len(pieces) == 1:
@@ -129,7 +110,8 @@ def sum_squares(pieces: Sequence[Piece]) -> Tensor:
     outers = [p for p in pieces if isinstance(p, Outer)]
     lookups = [p for p in pieces if isinstance(p, Lookup)]
     if dense:
-        return Dense(sum((p.gradients for p in dense[1:]), dense[0].gradients)).squares()
+        # Flat, since each has its own dimensions of size 1.
+        return row_squares(torch.stack([p.gradients.flatten(1) for p in dense]).sum(0))
     squares = torch.zeros(())
     if outers:
         rows = torch.cat([p.rows for p in outers], 1)

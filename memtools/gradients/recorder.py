@@ -1,5 +1,6 @@
 """Sees the operators that are called with a weight, in anybody's forward pass."""
 
+import re
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from memtools.gradients.layout import Layout, find_layout
-from memtools.gradients.rules import RULES, Operation, Part
+from memtools.gradients.rules import REPEATING, RULES, Part
 
 __all__ = ["Call", "Locator", "Recorder"]
 
@@ -57,19 +59,32 @@ class Recorder(TorchFunctionMode):
         tokens: Integer inputs of the model, whose lookups are to be noted.
 
     Attributes:
-        calls: What was noted, in order.
         lookups: Where the gradient of the embedded tokens arrives, by the name of the embedding.
         listener: Called with a call and the gradient of its output as the backward pass gets there.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], tokens: Tensor | None = None) -> None:
         super().__init__()
-        self.calls: list[Call] = []
         self.lookups: dict[str, list[GradientEdge]] = defaultdict(list)
-        self._tokens = tokens
         self.listener: Callable[[Call, Tensor], None] | None = None
+        self._tokens = tokens
         self._names = {id(weight): name for name, weight in weights.items()}
         self._repeated: dict[int, weakref.ref[Tensor]] = {}
+        self._seen: list[_Seen] = []
+        self._calls: list[Call] = []
+
+    @property
+    def calls(self) -> list[Call]:
+        """What was noted, in order."""
+        # Worked out all at once, after the forward pass: in it, every line of Python is slow, as
+        # each layer drives it out of the processor's caches.
+        seen, self._seen = self._seen, []
+        for one in seen:
+            one.call = self._work_out(one)
+            one.forget()
+            if one.call is not None:
+                self._calls.append(one.call)
+        return self._calls
 
     def __torch_function__(
         self,
@@ -80,103 +95,103 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Run what was called, and note it if there is a rule for it and a weight in it."""
         kwargs = kwargs or {}
-        rule = RULES.get(func)
-        if rule is not None:
-            return self._run(rule, func, args, kwargs)
-        inside = _OPEN.get(func)
-        if inside is None:
-            return func(*args, **kwargs)
-        with self:
-            return inside(*args, **kwargs)
+        if func in RULES:
+            tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+            if any(self._name(t) is not None for t in tensors):
+                return self._run(func, args, kwargs, tensors)
+            if func is torch.embedding:
+                return self._look_up(func(*args, **kwargs), *args)
+        elif func in _OPEN:
+            with self:
+                return _OPEN[func](*args, **kwargs)
+        return func(*args, **kwargs)
 
-    def _run(self, rule: Callable[..., Operation | None], func: Any, args: Any, kwargs: Any) -> Any:
-        call = self._note(rule, func, args, kwargs)
+    def _run(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        below = [(t, t.grad_fn) for t in tensors if t.requires_grad]
         output = func(*args, **kwargs)
-        if self._tokens is not None and func is torch.embedding:
-            self._look_up(output, *args)
-        if call is None or not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) or any(is_functorch_wrapped_tensor(t) for t in tensors):
             return output
-        if call.operand is None:
-            call.operand = output.detach()
-            call.version = _version(call.operand)
+        if func is torch.embedding:
+            self._look_up(output, *args)
+        versions = {id(t): _version(t) for t in tensors}
+        one = _Seen(func, args, kwargs, tensors, output.shape, versions)
+        if func in REPEATING:
+            one.output = output.detach()
             self._repeated[id(output)] = weakref.ref(output)
-        elif args and output is args[0]:
-            call.version = _version(call.operand)  # it works in place
-        call.shape = output.shape
-        self._keep(call)
         if output.requires_grad and torch.is_grad_enabled():
-            self._listen(call, output, args)
+            one.below = below
+            self._listen(one, output)
+        self._keep(one)
         return output
 
-    def _look_up(self, output: Tensor, weight: Tensor, indices: Tensor, *_: Any) -> None:
+    def _keep(self, one: "_Seen") -> None:
+        self._seen.append(one)
+
+    def _look_up(self, output: Tensor, weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
         tokens = self._tokens
         if tokens is None or indices.shape != tokens.shape or not bool((indices == tokens).all()):
-            return
+            return output
         if not output.requires_grad:
             output.requires_grad_()  # of a frozen embedding
         name = self._names.get(id(weight), "")
         self.lookups[name.rpartition(".")[0]].append(get_gradient_edge(output))
+        return output
 
-    def _keep(self, call: Call) -> None:
-        self.calls.append(call)
+    def _name(self, tensor: Tensor) -> str | None:
+        """Name of the weight that a tensor is, or is a view of."""
+        name = self._names.get(id(tensor))
+        if name is not None or tensor._base is None or id(tensor._base) not in self._names:
+            return name
+        known = self._repeated.get(id(tensor))
+        if known is not None and known() is tensor:
+            return None  # a weight that was repeated for each example, and noted as such
+        return self._names[id(tensor._base)] if _is_one_to_one(tensor) else None
 
-    def _note(self, rule: Any, func: Any, args: Any, kwargs: Any) -> Call | None:
+    def _work_out(self, one: "_Seen") -> Call | None:
         try:
-            operation = rule(*args, **kwargs)
+            operation = RULES[one.func](*one.args, **one.kwargs)
         except (TypeError, AttributeError):
             return None  # an unusual way to call it
         if operation is None:
             return None
         parts = [(self._name(part.weight), part) for part in operation.parts]
-        parts = [(name, part) for name, part in parts if name is not None]
-        if not parts:
+        parts = [(name, part) for name, part in parts if name and part.weight.requires_grad]
+        covered = [id(part.weight) for _, part in parts]
+        weights = [t for t in one.tensors if self._name(t) is not None and t.requires_grad]
+        if sorted(covered) != sorted(id(t) for t in weights) or not parts:
+            return None  # a weight has another part in it as well
+        if any(not _is_plain_view(weight) for weight in weights):
             return None
-        covered = {id(part.weight) for _, part in parts}
-        others = [
-            t
-            for t in (*args, *kwargs.values())
-            if isinstance(t, Tensor) and t.requires_grad and id(t) not in covered
-        ]
-        operand = None if operation.operand is None else operation.operand.detach()
+        repeats = operation.operand is None
+        operand = one.output if operation.operand is None else operation.operand.detach()
+        assert operand is not None
+        others = [] if repeats else [(t, node) for t, node in one.below if id(t) not in covered]
         return Call(
-            (func, *(name for name, _ in parts)),
+            (one.func, *(name for name, _ in parts)),
             operand,
-            0 if operand is None else _version(operand),
+            one.versions.get(id(operation.operand), _version(operand)),
             operation.batch_dims,
             parts,
-            torch.Size(),
-            below=[get_gradient_edge(t).node for t in others],
+            one.shape,
+            one.edge,
+            [node or get_gradient_edge(t).node for t, node in others if node or t.is_leaf],
         )
 
-    def _name(self, tensor: Tensor) -> str | None:
-        """Name of the weight that a tensor is, or is a view of."""
-        if not tensor.requires_grad:
-            return None
-        name = self._names.get(id(tensor))
-        if name is None and tensor._base is not None and not self._is_repeated(tensor):
-            name = self._names.get(id(tensor._base)) if _is_one_to_one(tensor) else None
-        return name
-
-    def _is_repeated(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a weight that was repeated for each example, and noted as such."""
-        known = self._repeated.get(id(tensor))
-        return known is not None and known() is tensor
-
-    def _listen(self, call: Call, output: Tensor, args: Any) -> None:
+    def _listen(self, one: "_Seen", output: Tensor) -> None:
         # A layer may return a view of what it has just computed. Working in place on the view
         # would cut it off.
         base = output._base
-        fresh = base is not None and all(
-            base is not t and base is not t._base for t in args if isinstance(t, Tensor)
-        )
+        fresh = base is not None and all(base is not t and base is not t._base for t in one.tensors)
         seen = base if base is not None and fresh and base.numel() == output.numel() else output
-        call.edge = get_gradient_edge(seen)
+        one.edge = edge = get_gradient_edge(seen)
 
-        def hook(gradient: Tensor) -> None:
-            if self.listener is not None:
-                self.listener(call, gradient.reshape(call.shape))
+        def hook(gradients: tuple[Tensor, ...]) -> None:
+            gradient = gradients[edge.output_nr]
+            if self.listener is not None and one.call is not None and gradient is not None:
+                self.listener(one.call, gradient)
 
-        seen.register_hook(hook)
+        # On the node, and not on the tensor: a user's hook on the tensor comes first.
+        edge.node.register_prehook(hook)
 
     def release(self) -> None:
         """Let go of autograd's graph, which holds this recorder by the hooks in it.
@@ -186,6 +201,30 @@ class Recorder(TorchFunctionMode):
         for call in self.calls:
             call.edge, call.below = None, []
         self.lookups.clear()
+
+
+class _Seen:
+    """A call that has a weight in it, as it was made."""
+
+    __slots__ = (
+        "args", "below", "call", "edge", "func", "kwargs", "output", "shape", "tensors", "versions",
+    )  # fmt: skip
+
+    def __init__(
+        self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], shape: torch.Size,
+        versions: dict[int, int],
+    ) -> None:  # fmt: skip
+        self.func, self.args, self.kwargs, self.tensors = func, args, kwargs, tensors
+        self.shape, self.versions = shape, versions
+        self.below: list[tuple[Tensor, Node | None]] = []
+        self.output: Tensor | None = None
+        self.edge: GradientEdge | None = None
+        self.call: Call | None = None
+
+    def forget(self) -> None:
+        """Let go of what was only needed to work out the call."""
+        self.args, self.kwargs, self.tensors, self.below = (), {}, [], []
+        self.edge = self.output = None
 
 
 class Locator(Recorder):
@@ -206,23 +245,45 @@ class Locator(Recorder):
         super().__init__(weights)
         self._expected, self._n, self._rows = iter(calls), n, rows
 
-    def _keep(self, call: Call) -> None:
+    def _keep(self, one: _Seen) -> None:
+        call = self._work_out(one)
+        if call is None:
+            return
         full = next(self._expected, None)
         if full is None or full.signature != call.signature:
             self._expected = iter(())  # it took another way, and nothing can be matched from here
             return
         assert call.operand is not None
         assert full.operand is not None
-        layout = find_layout(full.operand, call.operand, self._n, self._rows)
+        same = call.signature[0] in REPEATING
+        layout = find_layout(full.operand, call.operand, self._n, self._rows, same=same)
         if layout is not None and layout.dim in full.batch_dims:
             full.layout = layout
 
-    def _listen(self, call: Call, output: Tensor, args: Any) -> None:
+    def _listen(self, one: _Seen, output: Tensor) -> None:
         pass
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_plain_view(weight: Tensor) -> bool:
+    """Whether a weight is a leaf, or autograd sees nothing but views between it and one."""
+    node = weight.grad_fn
+    if weight.is_leaf:
+        return True
+    if weight._backward_hooks:
+        return False
+    while node is not None and _VIEWS.match(node.name()):
+        node = node.next_functions[0][0]
+    return node is not None and not node.next_functions
+
+
+_VIEWS = re.compile(
+    r"(Alias|AsStrided|Chunk|Diagonal|Expand|Permute|ReshapeAlias|Select|Slice|Split|SplitWithSizes"
+    r"|Squeeze|T|Transpose|Unbind|Unsqueeze|UnsafeView|View)Backward\d+$"
+)
 
 
 def _is_one_to_one(view: Tensor) -> bool:

@@ -52,39 +52,49 @@ def remaining_squares(
 
     inputs = plain(inputs)
     weights = {name: leaf(forward.parameters[name]) for name in names}
-    first = loss(weights, inputs[0], targets[0])
-    reached = [] if first.grad_fn is None else survey([first.grad_fn], []).unknown
-    if names_of(forward.trainable, reached):
-        # The model holds a weight in a second place, where no other can be put for it.
-        own = {name: forward.trainable[name] for name in weights}
-        return _each(own_loss, own, inputs, targets)
-    if one_by_one:
-        return _each(loss, weights, inputs, targets)
+    own = {name: forward.trainable[name] for name in weights}
+
+    def each(inputs: Tensor, targets: Tensor) -> Tensor:
+        squares = []
+        for x, y in zip(inputs, targets, strict=True):
+            value = loss(weights, x, y)
+            if reaches_own(value):
+                squares.append(_square(own_loss(own, x, y), own))
+            else:
+                squares.append(_square(value, weights))
+        return torch.stack(squares)
+
+    def reaches_own(value: Tensor) -> bool:
+        """Whether the model holds a weight in a second place, where no other is put for it."""
+        reached = [] if value.grad_fn is None else survey([value.grad_fn], []).unknown
+        return bool(names_of(forward.trainable, reached))
+
+    if one_by_one or reaches_own(loss(weights, inputs[0], targets[0])):
+        return each(inputs, targets)
     size = max(1, CHUNK_BYTES // sum(w.numel() * w.element_size() for w in weights.values()))
-    chunks = zip(inputs.split(size), targets.split(size), strict=True)
-    return torch.cat([_together(loss, weights, x, y) for x, y in chunks])
+    squares = []
+    for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+        try:
+            squares.append(_together(loss, weights, x, y))
+        except (RuntimeError, ValueError):
+            # What torch.func cannot vectorise or does not take at all, such as data-dependent
+            # control flow, backward hooks, checkpoints and custom functions, is still exact one
+            # example at a time. An error of the user's own comes up again there.
+            squares.append(each(x, y))
+    return torch.cat(squares)
 
 
 def _together(loss: Loss, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-    plain_weights = {name: weight.detach() for name, weight in weights.items()}
-    try:
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(plain_weights, inputs, targets)
-    except (RuntimeError, ValueError):
-        # What torch.func cannot vectorise or does not take at all, such as data-dependent control
-        # flow, backward hooks, checkpoints and custom functions, is still exact one example at a
-        # time. An error of the user's own comes up again there.
-        return _each(loss, weights, inputs, targets)
+    detached = {name: weight.detach() for name, weight in weights.items()}
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))(detached, inputs, targets)
     # A tensor of the model's that is no parameter may have left a graph.
     return _sum_of_squares(gradients.values(), keep=1).detach()
 
 
-def _each(loss: Loss, weights: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-    squares = []
-    for x, y in zip(inputs, targets, strict=True):
-        value = loss(weights, x, y)
-        gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-        squares.append(_sum_of_squares((g for g in gradients if g is not None), keep=0))
-    return torch.stack(squares)
+def _square(value: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    dense = (g.coalesce().values() if g.is_sparse else g for g in gradients if g is not None)
+    return _sum_of_squares(dense, keep=0)
 
 
 def _sum_of_squares(gradients: Iterable[Tensor], keep: int) -> Tensor:

@@ -4,11 +4,13 @@ A path from the loss to a weight that does not go through a noted call is a use 
 form, whatever made it: a custom function, a compiled or scripted part, an operator without a rule.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node
 
 from memtools.gradients.recorder import Call
 
@@ -21,31 +23,45 @@ class Survey:
 
     Attributes:
         unknown: Leaves that are reached by another way than the noted calls.
-        first: Edges of the noted calls that have no noted call below them: a backward pass that
-            ends there passes through all the others, and forms no gradient of a weight.
-        nodes: Names of the nodes between the calls.
+        first: The noted calls that have no noted call below them, and not the inputs if the
+            backward pass goes there: one that ends at their outputs passes through all the others,
+            and forms no gradient of a weight.
+        names: Names of the nodes between the calls, in the order of the walk.
+        details: Their names, and the dimensions and sizes that they work on.
+        is_static: Whether none of the nodes between inputs, calls and outputs may let the values
+            decide where an example goes.
     """
 
     unknown: list[Tensor]
-    first: list[GradientEdge]
-    nodes: list[str]
+    first: list[Call]
+    names: list[str]
+    details: list[Any]
+    is_static: bool
 
 
-def survey(roots: Iterable[Node], calls: Sequence[Call], ends: Iterable[Node] = ()) -> Survey:
-    """Walk the graph down from the loss.
+def survey(
+    roots: Iterable[Node],
+    calls: Sequence[Call],
+    ends: Iterable[Node] = (),
+    *,
+    to_ends: bool = False,
+) -> Survey:
+    """Walk the graph down.
 
     Args:
-        roots: Nodes of the loss.
+        roots: Nodes to begin with: those of the outputs, or of the loss.
         calls: The noted calls.
-        ends: Further nodes that the backward pass has to reach, such as that of the inputs.
+        ends: Nodes of the inputs.
+        to_ends: Whether the backward pass has to reach them as well.
     """
     noted: dict[Node, list[Call]] = {}
     for call in calls:
         if call.edge is not None:
             noted.setdefault(call.edge.node, []).append(call)
-    leads = dict.fromkeys(ends, True)
-    """Whether a visited node leads to a noted call, or is one of the ends."""
-    unknown, first, names = [], [], []
+    ends = set(ends)
+    leads: dict[Node, tuple[bool, bool]] = {}
+    """Whether a visited node leads to a noted call, and to the inputs."""
+    unknown, first, names, details, moving = [], [], [], [], set()
     stack = [(node, False) for node in roots]
     while stack:
         node, seen_below = stack.pop()
@@ -57,19 +73,42 @@ def survey(roots: Iterable[Node], calls: Sequence[Call], ends: Iterable[Node] = 
         else:
             below = [n for call in found for n in call.below]
         if not seen_below:
-            leads[node] = False  # for now; the graph has no cycles
-            names.append(node.name())
+            leads[node] = False, False  # for now; the graph has no cycles
             variable = getattr(node, "variable", None)
             if isinstance(variable, Tensor) and not below:
                 unknown.append(variable)
             stack.append((node, True))
             stack.extend((n, False) for n in below if n not in leads)
             continue
-        below_leads = any(leads[n] or n in noted for n in below)
-        if found is not None and not below_leads:
-            first.extend(call.edge for call in found if call.edge is not None)
-        leads[node] = below_leads
-    return Survey(unknown, first, names)
+        to_calls = any(leads[n][0] or n in noted for n in below)
+        to_inputs = any(leads[n][1] or n in ends for n in below)
+        if found is not None and not to_calls and not (to_ends and to_inputs):
+            first.extend(found)
+        leads[node] = to_calls, to_inputs
+        if node not in ends:
+            name = node.name()
+            names.append(name)
+            details.append((name, *(getattr(node, a, None) for a in _details(node, name))))
+            if found is None and (to_calls or to_inputs):
+                moving.add(name)
+    return Survey(unknown, first, names, details, all(_STATIC.match(name) for name in moving))
+
+
+_STATIC = re.compile(
+    r"(?!Gather|Index|MaskedS|Put|Scatter|Sort|Take|Topk|Unique)\w+Backward\d+$"
+    r"|torch::autograd::(AccumulateGrad|CopySlices)$"
+)
+"""Nodes that treat all examples alike, whatever their values are. Not those written in Python."""
+
+_DETAIL = re.compile(r"_saved_(dims?\d?|\w*sizes?|shifts|start|end|step|repeats|keepdim)$")
+_DETAILS: dict[str, list[str]] = {}
+
+
+def _details(node: Node, name: str) -> list[str]:
+    """Attributes of a kind of node that say on which dimensions it works."""
+    if name not in _DETAILS:
+        _DETAILS[name] = [a for a in dir(node) if _DETAIL.match(a)] if name[-1:].isdigit() else []
+    return _DETAILS[name]
 
 
 def names_of(weights: Mapping[str, Tensor], leaves: Iterable[Tensor]) -> set[str]:

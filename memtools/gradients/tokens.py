@@ -43,6 +43,8 @@ def embedded(lookups: Mapping[str, list[GradientEdge]], name: str | None) -> Gra
             f"embedding {name!r}; pass embedding={name!r} to say so yourself",
             stacklevel=2,
         )
+    if name is not None and name not in lookups and len(lookups) == 1 and "" in lookups:
+        name = ""  # its table is worked out from other weights
     if name is None or len(lookups.get(name, [])) != 1:
         found = ", ".join(f"{key!r}, {len(edges)} times" for key, edges in lookups.items())
         raise ValueError(

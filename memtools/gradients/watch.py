@@ -9,7 +9,8 @@ from memtools_kernels import row_norms
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from memtools.gradients.watched import Batch, tensors_of
+from memtools.gradients.arguments import tensors_of
+from memtools.gradients.watched import Batch
 from memtools.guard import is_measuring, refuse_batch_norm, unwrap
 
 __all__ = ["Watch", "watch"]

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
-from torch.utils._pytree import tree_leaves, tree_map
 
+from memtools.gradients.arguments import Arguments, roots_of, tensors_of
 from memtools.gradients.closed import ClosedForms
-from memtools.gradients.layouts import LAYOUTS, path_of, transfer
+from memtools.gradients.layouts import LAYOUTS, find_layouts, path_of
 from memtools.gradients.recorder import Recorder
 from memtools.gradients.remainder import remaining_squares
-from memtools.gradients.survey import names_of, survey
+from memtools.gradients.survey import Survey, names_of, survey
 from memtools.gradients.tokens import embedded, embedding_name
-from memtools.guard import Forward, untouched
+from memtools.guard import untouched
 
-__all__ = ["Batch", "tensors_of"]
+__all__ = ["Batch"]
 
 _NUMBERS = count()
 
@@ -48,15 +48,9 @@ class Batch:
     ) -> None:
         self.number, self.factor = next(_NUMBERS), 1.0
         self._model, self._embedding = model, embedding
-        self._given = args, kwargs
-        inputs = next((t for t in tree_leaves((args, kwargs)) if _is_batch(t)), None)
-        if inputs is None:
-            raise ValueError(
-                "watch needs the inputs as a tensor of shape (n, ...) among the arguments of the "
-                "model, and found none"
-            )
-        self.n = len(inputs)
-        self._inputs = inputs
+        self._given = Arguments(args, kwargs)
+        self.n = self._given.n
+        self._inputs = inputs = self._given.inputs
         self._tokens = not inputs.is_floating_point()
         self._arrived: Callable[[], None] = lambda: None
         self._gradient: Tensor | None = None
@@ -66,7 +60,8 @@ class Batch:
         self._closed = ClosedForms([])
         self._ends: list[Node] = []
         tapped = inputs if self._tokens else self._tap(inputs)
-        self.args, self.kwargs = tree_map(lambda t: tapped if t is inputs else t, (args, kwargs))
+        given = self._given.with_inputs(tapped)
+        self.args, self.kwargs = given.args, given.kwargs
         weights = dict(model.named_parameters())
         self._recorder = Recorder(weights, inputs if self._tokens else None)
         self._recorder.__enter__()
@@ -87,14 +82,13 @@ class Batch:
         try:
             self._find_embedded()
             tensors = [t for t in tensors_of(output) if t.requires_grad]
-            roots = [t.grad_fn for t in tensors if t.grad_fn is not None]
-            found = survey(roots, recorder.calls, self._ends)
-            if "CheckpointFunctionBackward" in found.nodes:
+            found = survey(roots_of(tensors), recorder.calls, self._ends)
+            if "CheckpointFunctionBackward" in found.names:
                 self._problems["parameter"] = ValueError(
                     "the model uses checkpoints that hide its weights from autograd; give "
                     "torch.utils.checkpoint.checkpoint use_reentrant=False"
                 )
-            self._find_layouts([tuple(t.shape) for t in tensors], found.nodes)
+            self._find_layouts([tuple(t.shape) for t in tensors], found)
             trainable = {k: w for k, w in self._model.named_parameters() if w.requires_grad}
             unknown = names_of(trainable, found.unknown)
             self._closed = ClosedForms(recorder.calls, unknown)
@@ -160,32 +154,18 @@ class Batch:
         self._ends.append(edge.node)
         edge.node.register_prehook(lambda grads: self._take_input_gradient(grads[edge.output_nr]))
 
-    def _find_layouts(self, shapes: list[tuple[int, ...]], nodes: list[str]) -> None:
+    def _find_layouts(self, shapes: list[tuple[int, ...]], found: Survey) -> None:
         calls = self._recorder.calls
         modes = tuple(module.training for module in self._model.modules())
-        path = path_of((self._inputs.shape, tuple(shapes), modes), calls, nodes)
+        path = path_of((self._inputs.shape, tuple(shapes), modes), calls, found)
         if LAYOUTS.recall(self._model, path, calls):
             return
         with untouched(self._model) as forward:
-            with forward.evaluating():
-                transfer(forward.weights, calls, self.n, lambda rows: self._run(forward, rows))
-                if self._is_plain_call():
-                    forward.refuse_coupling(self._inputs.detach())
+            # As if it had drawn random numbers: whether it has is not known any more.
+            find_layouts(forward, calls, found, self._given, random=True)
             if any(call.layout is None for call in calls):  # it takes another way in train mode
-                transfer(forward.weights, calls, self.n, lambda rows: self._run(forward, rows))
+                find_layouts(forward, calls, found, self._given, random=False)
         LAYOUTS.remember(self._model, path, calls)
-
-    def _run(self, forward: Forward, rows: list[int]) -> Any:
-        def some(value: Any) -> Any:
-            is_batch = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n
-            return value.detach()[rows] if is_batch else value
-
-        args, kwargs = tree_map(some, self._given)
-        return forward.run(args, kwargs)
-
-    def _is_plain_call(self) -> bool:
-        args, kwargs = self._given
-        return len(args) == 1 and args[0] is self._inputs and not kwargs
 
     def _begin(self, gradient: Tensor) -> None:
         """The gradient of the only output has arrived, before all others."""
@@ -203,7 +183,7 @@ class Batch:
             self._problems["parameter"] = self._refusal("the model returns more than one tensor")
 
     def _squares_of_rest(self, gradient: Tensor) -> Tensor:
-        if not self._is_plain_call():
+        if not self._given.is_plain:
             raise self._refusal("the model has more than one argument")
         with untouched(self._model) as forward:
             # The loss of an example is linear in the outputs as far as its gradient goes.
@@ -227,19 +207,6 @@ class Batch:
     def _take_input_gradient(self, gradient: Tensor) -> None:
         self._arrived()
         self._gradient = gradient.detach()
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors in what a model returned: a tensor, a nest of them, or a record with some."""
-    found = []
-    for leaf in tree_leaves(output):
-        values = [leaf] if isinstance(leaf, Tensor) else getattr(leaf, "__dict__", {}).values()
-        found += [value for value in values if isinstance(value, Tensor)]
-    return found
-
-
-def _is_batch(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _product(outputs: Tensor, gradient: Tensor) -> Tensor:

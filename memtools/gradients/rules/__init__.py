@@ -7,6 +7,7 @@ from memtools.gradients.rules import (  # noqa: F401  they fill the table
     linear,
     normalization,
 )
+from memtools.gradients.rules.elementwise import REPEATING
 from memtools.gradients.rules.table import RULES, Operation, Part
 
-__all__ = ["RULES", "Operation", "Part"]
+__all__ = ["REPEATING", "RULES", "Operation", "Part"]

@@ -23,7 +23,7 @@ def _bias(dims: int, bias: Tensor) -> Part:
         sums = gradient.flatten(-dims).sum(-1)
         return Dense(sums.sum(1) if layout.repeats > 1 else sums)
 
-    return Part(bias, Dense, build)
+    return Part(bias, "dense", build)
 
 
 @rule([torch.conv1d, torch.conv2d, torch.conv3d])
@@ -45,7 +45,7 @@ def _convolution(
     def build(x: Tensor, gradient: Tensor, layout: Layout) -> Patches:
         return Patches(x, gradient, window, groups, layout.repeats)
 
-    parts = [Part(weight, Patches, build)]
+    parts = [Part(weight, f"patches {groups}", build)]
     return Operation(input, parts + ([] if bias is None else [_bias(dims, bias)]), range(1))
 
 
@@ -64,5 +64,5 @@ def _transposed_convolution(
         # The windows slide over the output, one for each position of the input.
         return Patches(gradient, x, window, groups, layout.repeats)
 
-    parts = [Part(weight, Patches, build)]
+    parts = [Part(weight, f"patches {groups}", build)]
     return Operation(input, parts + ([] if bias is None else [_bias(dims, bias)]), range(1))

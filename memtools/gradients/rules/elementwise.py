@@ -10,7 +10,7 @@ from memtools.gradients.pieces import Dense
 from memtools.gradients.rules.sums import free_dims, reduce_to
 from memtools.gradients.rules.table import Operation, Part, rule
 
-__all__: list[str] = []
+__all__ = ["REPEATING"]
 
 Factor = Callable[[Tensor], Tensor | float]
 
@@ -24,7 +24,7 @@ def _broadcast(x: Tensor, weight: Tensor, factor: Factor) -> Operation | None:
     def build(x: Tensor, gradient: Tensor, layout: Layout) -> Dense:
         return Dense(reduce_to(layout.arrange_shape(aligned), gradient, x, factor))
 
-    return Operation(x, [Part(weight, Dense, build)], free_dims(aligned))
+    return Operation(x, [Part(weight, "dense", build)], free_dims(aligned))
 
 
 def _either(a: Tensor, b: Tensor, by_a: Factor, by_b: Factor) -> Operation | None:
@@ -72,10 +72,14 @@ def _prelu(input: Tensor, weight: Tensor) -> Operation | None:
     if operation is None:
         return None
     (part,) = operation.parts
-    return Operation(input, [Part(weight, Dense, part.build)], operation.batch_dims)
+    return Operation(input, [Part(weight, "dense", part.build)], operation.batch_dims)
 
 
-@rule([Tensor.expand, Tensor.expand_as, Tensor.broadcast_to, torch.broadcast_to])
+REPEATING = frozenset({Tensor.expand, Tensor.expand_as, Tensor.broadcast_to, torch.broadcast_to})
+"""What these return is the weight itself, seen more than once."""
+
+
+@rule(REPEATING)
 def _expand(input: Tensor, *sizes: int | Tensor, size: tuple[int, ...] = ()) -> Operation | None:
     shape = sizes[0] if sizes and not isinstance(sizes[0], int) else sizes or size
     shape = tuple(shape.shape if isinstance(shape, Tensor) else shape)
@@ -84,4 +88,4 @@ def _expand(input: Tensor, *sizes: int | Tensor, size: tuple[int, ...] = ()) -> 
     def build(_: Tensor, gradient: Tensor, layout: Layout) -> Dense:
         return Dense(reduce_to(layout.arrange_shape(aligned), gradient, gradient, _one))
 
-    return Operation(None, [Part(input, Dense, build)], free_dims(aligned))
+    return Operation(None, [Part(input, "dense", build)], free_dims(aligned))

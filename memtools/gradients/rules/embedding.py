@@ -28,4 +28,4 @@ def _embedding(
             gradient = gradient.masked_fill((indices == padding_idx)[..., None], 0)
         return Lookup(indices, gradient, weight.shape[0])
 
-    return Operation(indices, [Part(weight, Lookup, build)], range(indices.ndim))
+    return Operation(indices, [Part(weight, "lookup", build)], range(indices.ndim))

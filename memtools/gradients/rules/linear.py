@@ -32,11 +32,11 @@ def _bias(_: Tensor, gradient: Tensor, __: Layout) -> Dense:
 
 @rule([F.linear])
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operation | None:
-    if weight.ndim != 2 or input.ndim < 2:
+    if weight.ndim != 2 or input.ndim < 2 or not (bias is None or len(bias) == len(weight)):
         return None
-    parts = [Part(weight, Outer, _weight)]
+    parts = [Part(weight, "outer", _weight)]
     if bias is not None:
-        parts.append(Part(bias, Dense, _bias))
+        parts.append(Part(bias, "dense", _bias))
     return Operation(input, parts, range(input.ndim - 1))
 
 
@@ -44,12 +44,12 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operat
 def _matmul(input: Tensor, other: Tensor) -> Operation | None:
     if other.ndim != 2 or input.ndim < 2:
         return None
-    return Operation(input, [Part(other, Outer, _transposed_weight)], range(input.ndim - 1))
+    return Operation(input, [Part(other, "outer", _transposed_weight)], range(input.ndim - 1))
 
 
 @rule([torch.addmm, Tensor.addmm])
 def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, **factors: float) -> Operation | None:
-    if factors or input.ndim != 1:
+    if factors or input.shape != mat2.shape[1:]:
         return None
-    parts = [Part(mat2, Outer, _transposed_weight), Part(input, Dense, _bias)]
+    parts = [Part(mat2, "outer", _transposed_weight), Part(input, "dense", _bias)]
     return Operation(mat1, parts, range(1))

@@ -29,7 +29,7 @@ def _operation(
         return Dense(reduce_to(layout.arrange_shape(aligned), gradient, gradient, lambda _: 1.0))
 
     parts = [
-        Part(w, Dense, build) for w, build in ((weight, scale), (bias, shift)) if w is not None
+        Part(w, "dense", build) for w, build in ((weight, scale), (bias, shift)) if w is not None
     ]
     return Operation(input, parts, batch_dims)
 

@@ -14,6 +14,10 @@ def free_dims(aligned: tuple[int, ...]) -> list[int]:
     return [d for d, size in enumerate(aligned) if size == 1]
 
 
+CACHED = 2**16
+"""Elements that several passes go over, one after the other: these stay in the second cache."""
+
+
 def reduce_to(
     shape: tuple[int, ...],
     gradient: Tensor,
@@ -33,7 +37,7 @@ def reduce_to(
     """
     summed = [d for d, size in enumerate(shape, start=1) if size == 1 and gradient.shape[d] > 1]
     sums = []
-    for part, x in in_chunks(gradient[0].numel(), gradient, operand):
+    for part, x in in_chunks(gradient[0].numel(), gradient, operand, limit=CACHED):
         by = factor(x)
         product = part if isinstance(by, float) and by == 1 else part * by
         sums.append(product.sum(summed, keepdim=True) if summed else product)

@@ -18,13 +18,13 @@ class Part:
 
     Attributes:
         weight: The tensor that the operator was called with.
-        kind: What ``build`` returns.
+        form: Gradients of the same form can be added.
         build: From the operand and the gradient of the output, both with the examples first, to
             the gradients of the examples with respect to ``weight``.
     """
 
     weight: Tensor
-    kind: type[Piece]
+    form: str
     build: Callable[[Tensor, Tensor, Layout], Piece]
 
 

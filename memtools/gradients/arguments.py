@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from memtools.guard import Forward
 
-__all__ = ["Arguments", "roots_of", "tensors_of"]
+__all__ = ["Alias", "Arguments", "roots_of", "tensors_of"]
 
 
 class Arguments:
@@ -73,14 +73,32 @@ class Arguments:
             x = _disturbed(x)
         return some.with_inputs(x)
 
-    def tracked(self) -> tuple["Arguments", list[GradientEdge]]:
+    def tracked(self, *, copied: bool = True) -> tuple["Arguments", list[GradientEdge]]:
         """The same with gradients, and where that of the inputs arrives, if they can have one.
 
-        The inputs are a copy: a model may work on them in place.
+        Args:
+            copied: Whether the inputs are a copy, on which a model may work in place. On what is
+                no copy autograd refuses that, in an error with the word ``AliasBackward``.
         """
         x = self.inputs.detach()
-        x = x.requires_grad_().clone() if x.is_floating_point() else x.clone()
-        return self.with_inputs(x), [get_gradient_edge(x)] if x.requires_grad else []
+        if not x.is_floating_point():
+            return self.with_inputs(x.clone()), []
+        x = x.requires_grad_().clone() if copied else Alias.apply(x.requires_grad_())
+        return self.with_inputs(x), [get_gradient_edge(x)]
+
+
+class Alias(torch.autograd.Function):
+    """The identity, without a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The same values in the same place."""
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradient itself."""
+        return gradients[0]
 
 
 def _disturbed(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from memtools_kernels import row_norms
 from torch import Tensor, nn
 
 from memtools.batch import LossFunction, check_batch, per_example_losses, unchecked_losses
-from memtools.gradients.arguments import Arguments, roots_of
+from memtools.gradients.arguments import Alias, Arguments, roots_of
 from memtools.gradients.closed import ClosedForms
 from memtools.gradients.layout import is_close
 from memtools.gradients.layouts import LAYOUTS, find_layouts, path_of
@@ -16,7 +16,7 @@ from memtools.gradients.recorder import Recorder
 from memtools.gradients.remainder import remaining_squares
 from memtools.gradients.survey import names_of, survey
 from memtools.gradients.tokens import embedded, embedding_name
-from memtools.guard import Forward, leaf, logits_of, plain
+from memtools.guard import Forward, logits_of, plain
 
 __all__ = ["Norms", "Request", "differentiate", "norms_of_batch"]
 
@@ -55,22 +55,33 @@ def norms_of_batch(forward: Forward, inputs: Tensor, targets: Tensor, request: R
         ValueError: If logits or losses are not what they have to be, the forward pass draws random
             numbers, examples are coupled, or there is no gradient to take.
     """
-    tokens = not inputs.is_floating_point()
-    if not request.parameters and not tokens:
-        return Norms(_input_norms_alone(forward, inputs, targets, request), None)
-    recorder = Recorder(forward.weights, inputs if tokens else None)
-    try:
-        return _recorded(forward, recorder, inputs, targets, request)
-    finally:
-        recorder.release()
+    tokens = inputs if not inputs.is_floating_point() else None
+    for copied in (False, True):
+        recorder = Recorder(forward.weights, tokens)
+        try:
+            return _recorded(forward, recorder, inputs, targets, request, copied=copied)
+        except RuntimeError as error:
+            # It works on its inputs in place, which has cost a part of a forward pass to find out.
+            if copied or Alias.__name__ not in str(error):
+                raise
+        finally:
+            recorder.release()
+    raise AssertionError
 
 
 def _recorded(
-    forward: Forward, recorder: Recorder, inputs: Tensor, targets: Tensor, request: Request
+    forward: Forward,
+    recorder: Recorder,
+    inputs: Tensor,
+    targets: Tensor,
+    request: Request,
+    *,
+    copied: bool,
 ) -> Norms:
     tokens = not inputs.is_floating_point()
     batch = Arguments((plain(inputs),), {})
-    tracked, edges = batch.tracked()
+    version = batch.inputs._version
+    tracked, edges = batch.tracked(copied=copied)
     try:
         with recorder:
             output = forward.run(tracked.args, {})
@@ -78,6 +89,11 @@ def _recorded(
         if tokens and not recorder.lookups:
             check_batch(inputs)  # it wants real numbers
         raise
+    if batch.inputs._version != version:
+        raise RuntimeError(
+            "model changes its inputs in place under torch.no_grad(), where it cannot be stopped; "
+            "they are changed now, as by any call of it; let it work on a copy"
+        )
     logits = logits_of(output)
     losses = _losses(forward, logits, targets, request)
     if tokens and request.p is not None:
@@ -85,8 +101,8 @@ def _recorded(
         edges = [embedded(recorder.lookups, name)]
     if losses.grad_fn is None:
         raise ValueError(
-            "model gives logits that do not depend on its weights in a differentiable way; look "
-            "for .detach(), torch.no_grad() or argmax in its forward pass"
+            "model gives logits that do not depend on its weights or its inputs in a "
+            "differentiable way; look for .detach(), torch.no_grad() or argmax in its forward pass"
         )
     ends = [edge.node for edge in edges]
     found = survey([losses.grad_fn], recorder.calls, ends, to_ends=request.p is not None)
@@ -121,14 +137,6 @@ def _recorded(
     given = [s for s in squares if s is not None]
     total = sum(given[1:], given[0]) if given else torch.zeros(len(inputs), device=inputs.device)
     return Norms(input_norms, total.sqrt())
-
-
-def _input_norms_alone(
-    forward: Forward, inputs: Tensor, targets: Tensor, request: Request
-) -> Tensor:
-    x = leaf(inputs)
-    losses = _losses(forward, forward(x), targets, request)
-    return _norms(differentiate(losses.sum(), x), request.p)
 
 
 def differentiate(value: Tensor, inputs: Tensor, *, keep_graph: bool = False) -> Tensor:

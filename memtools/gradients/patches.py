@@ -17,6 +17,7 @@ from memtools.gradients.outer import (
     join,
     lost_to_cancellation,
     outer_squares,
+    row_squares,
     split,
     wide,
 )
@@ -106,6 +107,15 @@ def _twice(part: slice, d: int, dims: int) -> tuple[slice, ...]:
     return tuple(index)
 
 
+UNFOLD = 48
+"""Cost of an element of a patch that is copied, in multiply-adds of a matrix product."""
+
+
+def _alone(kernel: int) -> int:
+    """Cost of a multiply-add of a convolution whose channels do not mix, in the same."""
+    return 12 if kernel <= 9 else 64
+
+
 @dataclass(frozen=True)
 class Patches(Piece):
     """The gradients of a convolution's weight.
@@ -128,16 +138,20 @@ class Patches(Piece):
         """Squared Euclidean norms, shape ``(n,)``."""
         images, vectors = self._by_block(self.images), self._by_block(self.vectors)
         channels, width, positions = images.shape[2], vectors.shape[2], prod(vectors.shape[3:])
-        pixels, patch = prod(images.shape[3:]), channels * prod(self.window.kernel)
-        outer = min(direct_cost(positions, width, patch), gram_cost(positions, width, patch))
-        by_patches = outer + (0 if self.window.is_pixel else PASS * patch * positions)
-        largest = max(pixels, positions) ** 2
-        by_pixels = pixels**2 * channels + PASS * sum(self.window.kernel) * largest
-        by_pixels += gram_cost(positions, width, 0)
-        if self.repeats == 1 and by_pixels < by_patches and largest <= 4 * SCRATCH:
-            squares = self._by_pixels(images, vectors)
-        else:
-            squares = self._by_patches(images, vectors)
+        pixels, kernel = prod(images.shape[3:]), prod(self.window.kernel)
+        patch, largest = channels * kernel, max(pixels, positions) ** 2
+        alone = channels * width == 1
+        costs = {
+            self._by_kernel: direct_cost(positions, width, patch)
+            * (_alone(kernel) if alone else 1),
+            self._by_patches: UNFOLD * patch * positions * (not self.window.is_pixel)
+            + min(direct_cost(positions, width, patch), gram_cost(positions, width, patch)),
+        }
+        if self.repeats == 1 and largest <= 4 * SCRATCH:
+            shifts = PASS * sum(self.window.kernel) * largest
+            inner = pixels**2 * channels + gram_cost(positions, width, 0)
+            costs[self._by_pixels] = shifts + inner
+        squares = min(costs, key=lambda way: costs[way])(images, vectors)
         return squares if self.groups == 1 else squares.view(-1, self.groups).sum(1)
 
     def outer(self) -> Outer:
@@ -155,6 +169,24 @@ class Patches(Piece):
         padded = self.window.pad(images.flatten(0, 1), tuple(vectors.shape[3:]))
         patches = self.window.patches(wide(padded)).unflatten(0, images.shape[:2])
         return patches.movedim(1, 2).flatten(2).mT
+
+    def _by_kernel(self, images: Tensor, vectors: Tensor) -> Tensor:
+        """The gradients themselves, by PyTorch's own operator: one group for each block."""
+        channels, width = images.shape[2], vectors.shape[2]
+        spatial = tuple(vectors.shape[3:])
+        total = []
+        for image, vector in in_chunks(
+            channels * width * prod(self.window.kernel), images, vectors
+        ):
+            x = self.window.pad(image.movedim(1, 0).flatten(1, 2), spatial)
+            gradient = torch.ops.aten.convolution_backward(
+                vector.movedim(1, 0).flatten(1, 2), x,
+                x.new_empty(len(image) * width, channels, *self.window.kernel),
+                None, self.window.stride, [0] * len(spatial), self.window.dilation,
+                False, [0] * len(spatial), len(image), [False, True, False],
+            )[1]  # fmt: skip
+            total.append(row_squares(gradient.view(len(image), -1)))
+        return join(total)
 
     def _by_patches(self, images: Tensor, vectors: Tensor) -> Tensor:
         _, repeats, channels = images.shape[:3]

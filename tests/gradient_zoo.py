@@ -11,6 +11,7 @@ batch of n), and for a loss other than the cross-entropy that loss and a functio
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -1320,19 +1321,19 @@ def small_gpt():
 
 @entry("transformers GPT-2", tokens(5), tokens(5), each_token)
 def gpt2():
-    from transformers import GPT2Config, GPT2LMHeadModel
+    transformers = pytest.importorskip("transformers")
 
-    config = GPT2Config(
+    config = transformers.GPT2Config(
         vocab_size=VOCABULARY, n_positions=8, n_embd=8, n_layer=2, n_head=2, use_cache=False
     )
-    return GPT2LMHeadModel(config).eval()
+    return transformers.GPT2LMHeadModel(config).eval()
 
 
 @entry("transformers BERT", tokens(5))
 def bert():
-    from transformers import BertConfig, BertForSequenceClassification
+    transformers = pytest.importorskip("transformers")
 
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=8,
         num_hidden_layers=2,
@@ -1341,14 +1342,14 @@ def bert():
         max_position_embeddings=8,
         num_labels=CLASSES,
     )
-    return BertForSequenceClassification(config).eval()
+    return transformers.BertForSequenceClassification(config).eval()
 
 
 @entry("transformers Llama", tokens(5), tokens(5), each_token)
 def llama():
-    from transformers import LlamaConfig, LlamaForCausalLM
+    transformers = pytest.importorskip("transformers")
 
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=8,
         num_hidden_layers=2,
@@ -1358,7 +1359,7 @@ def llama():
         max_position_embeddings=8,
         use_cache=False,
     )
-    return LlamaForCausalLM(config).eval()
+    return transformers.LlamaForCausalLM(config).eval()
 
 
 @entry("torchvision ResNet-18", (3, 32, 32))

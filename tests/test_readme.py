@@ -20,7 +20,7 @@ def readme_tool(monkeypatch):
 
 
 def test_drop_in_code_runs_as_written(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
     )
@@ -30,12 +30,14 @@ def test_drop_in_code_runs_as_written(tmp_path):
     assert re.fullmatch(r"Gini coefficient of the sensitivity: 0\.\d\d", lines[5])
 
 
-def test_table_is_the_one_that_the_kept_results_give(readme_tool):
-    assert readme_tool.refreshed(README) == README
+@pytest.mark.parametrize("file", ["README.md", "bench/README.md"])
+def test_tables_are_those_that_the_kept_results_give(readme_tool, file):
+    assert readme_tool.refreshed(ROOT / file) == (ROOT / file).read_text()
 
 
-def test_figure_shows_the_kept_results(readme_tool):
-    assert readme_tool.digest() in readme_tool.FIGURE.read_text()
+def test_figures_show_the_kept_results(readme_tool):
+    for tool in (readme_tool, readme_tool.gradient_norms_report):
+        assert tool.digest() in tool.FIGURE.read_text()
 
 
 def test_commands_name_options_that_exist():

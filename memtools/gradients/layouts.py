@@ -3,17 +3,18 @@
 A weight whose examples cannot be found, or not told apart, is left without a layout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from memtools.gradients.arguments import Arguments, roots_of, tensors_of
-from memtools.gradients.layout import Layout, is_close
-from memtools.gradients.recorder import Call, Locator, Recorder
+from memtools.gradients.layout import Layout, find_layout, is_close
+from memtools.gradients.recorder import Call, Recorder, Seen
+from memtools.gradients.rules import REPEATING
 from memtools.gradients.survey import Survey, survey
 from memtools.guard import Forward
 
@@ -54,6 +55,43 @@ class Layouts:
 
 
 LAYOUTS = Layouts()
+
+
+class Locator(Recorder):
+    """Follows a second forward pass, of some of the examples, to find where they are.
+
+    It compares as it goes, so that no activations are kept.
+
+    Args:
+        weights: The tensors that the forward pass uses as weights, by name.
+        calls: The calls that were noted for all examples; their layouts are filled in.
+        n: How many examples there were.
+        rows: Which of them pass this time.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], calls: Sequence[Call], n: int, rows: Sequence[int]
+    ) -> None:
+        super().__init__(weights)
+        self._expected, self._n, self._rows = iter(calls), n, rows
+
+    def _keep(self, one: Seen) -> None:
+        call = self._work_out(one)
+        if call is None:
+            return
+        full = next(self._expected, None)
+        if full is None or full.signature != call.signature:
+            self._expected = iter(())  # it took another way, and nothing can be matched from here
+            return
+        assert call.operand is not None
+        assert full.operand is not None
+        same = call.signature[0] in REPEATING
+        layout = find_layout(full.operand, call.operand, self._n, self._rows, same=same)
+        if layout is not None and layout.dim in full.batch_dims:
+            full.layout = layout
+
+    def _listen(self, one: Seen, output: Tensor) -> None:
+        pass
 
 
 def path_of(inputs: Any, calls: Sequence[Call], found: Survey) -> tuple[Any, ...] | None:

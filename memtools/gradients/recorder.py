@@ -5,20 +5,19 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from memtools.gradients.layout import Layout, find_layout
+from memtools.gradients.layout import Layout
+from memtools.gradients.opened import OPEN
 from memtools.gradients.rules import REPEATING, RULES, Part
 
-__all__ = ["Call", "Locator", "Recorder"]
+__all__ = ["Call", "Recorder", "Seen"]
 
 
 @dataclass
@@ -70,7 +69,7 @@ class Recorder(TorchFunctionMode):
         self._tokens = tokens
         self._names = {id(weight): name for name, weight in weights.items()}
         self._repeated: dict[int, weakref.ref[Tensor]] = {}
-        self._seen: list[_Seen] = []
+        self._seen: list[Seen] = []
         self._calls: list[Call] = []
 
     @property
@@ -101,9 +100,9 @@ class Recorder(TorchFunctionMode):
                 return self._run(func, args, kwargs, tensors)
             if func is torch.embedding:
                 return self._look_up(func(*args, **kwargs), *args)
-        elif func in _OPEN:
+        elif func in OPEN:
             with self:
-                return _OPEN[func](*args, **kwargs)
+                return OPEN[func](*args, **kwargs)
         return func(*args, **kwargs)
 
     def _run(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
@@ -114,7 +113,7 @@ class Recorder(TorchFunctionMode):
         if func is torch.embedding:
             self._look_up(output, *args)
         versions = {id(t): _version(t) for t in tensors}
-        one = _Seen(func, args, kwargs, tensors, output.shape, versions)
+        one = Seen(func, args, kwargs, tensors, output.shape, versions)
         if func in REPEATING:
             one.output = output.detach()
             self._repeated[id(output)] = weakref.ref(output)
@@ -124,7 +123,7 @@ class Recorder(TorchFunctionMode):
         self._keep(one)
         return output
 
-    def _keep(self, one: "_Seen") -> None:
+    def _keep(self, one: "Seen") -> None:
         self._seen.append(one)
 
     def _look_up(self, output: Tensor, weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
@@ -147,7 +146,7 @@ class Recorder(TorchFunctionMode):
             return None  # a weight that was repeated for each example, and noted as such
         return self._names[id(tensor._base)] if _is_one_to_one(tensor) else None
 
-    def _work_out(self, one: "_Seen") -> Call | None:
+    def _work_out(self, one: "Seen") -> Call | None:
         try:
             operation = RULES[one.func](*one.args, **one.kwargs)
         except (TypeError, AttributeError):
@@ -177,7 +176,7 @@ class Recorder(TorchFunctionMode):
             [node or get_gradient_edge(t).node for t, node in others if node or t.is_leaf],
         )
 
-    def _listen(self, one: "_Seen", output: Tensor) -> None:
+    def _listen(self, one: "Seen", output: Tensor) -> None:
         # A layer may return a view of what it has just computed. Working in place on the view
         # would cut it off.
         base = output._base
@@ -203,7 +202,7 @@ class Recorder(TorchFunctionMode):
         self.lookups.clear()
 
 
-class _Seen:
+class Seen:
     """A call that has a weight in it, as it was made."""
 
     __slots__ = (
@@ -225,43 +224,6 @@ class _Seen:
         """Let go of what was only needed to work out the call."""
         self.args, self.kwargs, self.tensors, self.below = (), {}, [], []
         self.edge = self.output = None
-
-
-class Locator(Recorder):
-    """Follows a second forward pass, of some of the examples, to find where they are.
-
-    It compares as it goes, so that no activations are kept.
-
-    Args:
-        weights: The tensors that the forward pass uses as weights, by name.
-        calls: The calls that were noted for all examples; their layouts are filled in.
-        n: How many examples there were.
-        rows: Which of them pass this time.
-    """
-
-    def __init__(
-        self, weights: Mapping[str, Tensor], calls: Sequence[Call], n: int, rows: Sequence[int]
-    ) -> None:
-        super().__init__(weights)
-        self._expected, self._n, self._rows = iter(calls), n, rows
-
-    def _keep(self, one: _Seen) -> None:
-        call = self._work_out(one)
-        if call is None:
-            return
-        full = next(self._expected, None)
-        if full is None or full.signature != call.signature:
-            self._expected = iter(())  # it took another way, and nothing can be matched from here
-            return
-        assert call.operand is not None
-        assert full.operand is not None
-        same = call.signature[0] in REPEATING
-        layout = find_layout(full.operand, call.operand, self._n, self._rows, same=same)
-        if layout is not None and layout.dim in full.batch_dims:
-            full.layout = layout
-
-    def _listen(self, one: _Seen, output: Tensor) -> None:
-        pass
 
 
 def _version(tensor: Tensor) -> int:
@@ -295,32 +257,3 @@ def _is_one_to_one(view: Tensor) -> bool:
                 return False
             reach += stride * (size - 1)
     return True
-
-
-def _open(function: FunctionType) -> FunctionType:
-    """A copy of a function of ``torch.nn.functional`` inside which a mode sees the operators.
-
-    The original hands itself to the mode before it does anything; the copy goes on.
-    """
-    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    names = function.__globals__ | dict.fromkeys(checks, lambda *_: False)
-    copy = FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-_OPEN = {
-    function: _open(function)
-    for function in (
-        F.batch_norm,
-        F.embedding,
-        F.group_norm,
-        F.instance_norm,
-        F.layer_norm,
-        F.multi_head_attention_forward,
-        F.rms_norm,
-    )
-}
-"""The functions with weights that are written in Python."""

@@ -1,0 +1,64 @@
+"""Memory that a call needs at its peak, measured in a process of its own. Linux only."""
+
+import copy
+import gc
+import math
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from bench.problems import Problem
+
+Build = Callable[..., Problem]
+"""A function of a module, as another process has to find it."""
+
+
+def peak_mib(build: Build, argument: str | int, call: Callable[[Problem], object]) -> float:
+    """Resident memory, beyond what is there before, that a call needs at its peak, in MiB.
+
+    The call is the first on its model, but not the first of its process. NaN where there is no
+    ``/proc``, or the process was ended for want of memory.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return math.nan
+    # Memory that is freed leaves the process at once, so that the peak is what was in use.
+    os.environ.update(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
+    # Every process is a fork of one that has imported everything and computed nothing.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.steps", "bench.scaling"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(build, argument, call, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        return math.nan
+    finally:
+        process.join()
+
+
+def _measure(
+    build: Build, argument: str | int, call: Callable[[Problem], object], to: Connection
+) -> None:
+    torch.set_num_threads(1)
+    problem = build(argument)
+    # Code is loaded, and libraries fill their caches, when they are first used.
+    call(problem._replace(model=copy.deepcopy(problem.model)))
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _kib("VmRSS")
+    call(problem)
+    to.send((_kib("VmHWM") - before) / 1024)
+
+
+def _kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0])
+    raise ValueError(f"no {field} in /proc/self/status")

@@ -1319,6 +1319,36 @@ def small_gpt():
     )
 
 
+@entry("positions from a table", (5, 4))
+def positions():
+    def forward(m, x):
+        x = x + m.table(torch.tensor([[0, 1, 2, 1, 3]]))
+        x = torch.tanh(x) * m.table(torch.arange(4, -1, -1))
+        return m.head(x.sum(1))
+
+    return Model(forward, table=nn.Embedding(6, 4, padding_idx=1), head=head(4))
+
+
+@entry("positions from a table, used in other ways as well", (5, 4))
+def positions_elsewhere():
+    def forward(m, x):
+        rows = m.table(torch.arange(5)[None])
+        return m.head(
+            (torch.tanh(x + rows) * torch.sigmoid(rows)).sum(1) - m.table(torch.tensor([2]))
+        )
+
+    return Model(forward, table=nn.Embedding(6, 4), head=head(4))
+
+
+@entry("positions from the table of the head", (5, 4))
+def positions_tied():
+    def forward(m, x):
+        x = torch.tanh(x - m.table(torch.arange(5))) @ m.table.weight.t()
+        return m.head(x.sum(1))
+
+    return Model(forward, table=nn.Embedding(6, 4), head=head(6))
+
+
 @entry("transformers GPT-2", tokens(5), tokens(5), each_token)
 def gpt2():
     transformers = pytest.importorskip("transformers")

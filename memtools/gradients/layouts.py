@@ -32,7 +32,9 @@ class Layouts:
     """Ways remembered for a model."""
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[nn.Module, dict[Any, list[Layout]]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[nn.Module, dict[Any, list[Layout | None]]] = (
+            WeakKeyDictionary()
+        )
 
     def recall(self, model: nn.Module, path: Any, calls: Sequence[Call]) -> bool:
         """Fill in the layouts of calls on a known way; whether it is one."""
@@ -45,13 +47,12 @@ class Layouts:
 
     def remember(self, model: nn.Module, path: Any, calls: Sequence[Call]) -> None:
         """Keep the layouts of calls for the next time, if all are known."""
-        layouts = [call.layout for call in calls if call.layout is not None]
-        if path is None or len(layouts) < len(calls):
+        if path is None or any(call.layout is None and call.parts for call in calls):
             return
         known = self._known.setdefault(model, {})
         if len(known) >= self.LIMIT:
             known.clear()
-        known[path] = layouts
+        known[path] = [call.layout for call in calls]
 
 
 LAYOUTS = Layouts()
@@ -72,7 +73,7 @@ class Locator(Recorder):
     def __init__(
         self, weights: Mapping[str, Tensor], calls: Sequence[Call], n: int, rows: Sequence[int]
     ) -> None:
-        super().__init__(weights)
+        super().__init__(weights, len(rows))
         self._expected, self._n, self._rows = iter(calls), n, rows
 
     def _keep(self, one: Seen) -> None:
@@ -143,7 +144,7 @@ def _by_samples(
 ) -> None:
     """From a pass over three examples, and another over two of them, in another order."""
     samples, rows = batch.samples(), [1, 0]
-    recorder = Recorder(forward.weights)
+    recorder = Recorder(forward.weights, 3)
     try:
         tracked, edges = samples.tracked()
         with recorder:

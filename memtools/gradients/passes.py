@@ -57,7 +57,7 @@ def norms_of_batch(forward: Forward, inputs: Tensor, targets: Tensor, request: R
     """
     tokens = inputs if not inputs.is_floating_point() else None
     for copied in (False, True):
-        recorder = Recorder(forward.weights, tokens)
+        recorder = Recorder(forward.weights, len(inputs), tokens)
         try:
             return _recorded(forward, recorder, inputs, targets, request, copied=copied)
         except RuntimeError as error:

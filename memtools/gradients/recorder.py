@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from memtools.gradients.layout import Layout
 from memtools.gradients.opened import OPEN
-from memtools.gradients.rules import REPEATING, RULES, Part
+from memtools.gradients.rules import REPEATING, RULES, Part, Rows, rows_of
 
 __all__ = ["Call", "Recorder", "Seen"]
 
@@ -55,6 +55,7 @@ class Recorder(TorchFunctionMode):
 
     Args:
         weights: The tensors that the forward pass uses as weights, by name.
+        n: Number of examples.
         tokens: Integer inputs of the model, whose lookups are to be noted.
 
     Attributes:
@@ -62,13 +63,15 @@ class Recorder(TorchFunctionMode):
         listener: Called with a call and the gradient of its output as the backward pass gets there.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], tokens: Tensor | None = None) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], n: int, tokens: Tensor | None = None) -> None:
         super().__init__()
         self.lookups: dict[str, list[GradientEdge]] = defaultdict(list)
         self.listener: Callable[[Call, Tensor], None] | None = None
         self._tokens = tokens
         self._names = {id(weight): name for name, weight in weights.items()}
+        self._n = n
         self._repeated: dict[int, weakref.ref[Tensor]] = {}
+        self._shared: dict[int, tuple[weakref.ref[Tensor], Rows, Seen]] = {}
         self._seen: list[Seen] = []
         self._calls: list[Call] = []
 
@@ -83,6 +86,9 @@ class Recorder(TorchFunctionMode):
             one.forget()
             if one.call is not None:
                 self._calls.append(one.call)
+        for one in seen:
+            if one.rows_are_used and one.call is not None:
+                one.call.parts, one.call.edge = [], None  # accounted for where they are used
         return self._calls
 
     def __torch_function__(
@@ -114,6 +120,10 @@ class Recorder(TorchFunctionMode):
             self._look_up(output, *args)
         versions = {id(t): _version(t) for t in tensors}
         one = Seen(func, args, kwargs, tensors, output.shape, versions)
+        if func is torch.embedding and self._n > 1:
+            rows = rows_of(*args, **kwargs)
+            if rows is not None:
+                self._shared[id(output)] = weakref.ref(output), rows, one
         if func in REPEATING:
             one.output = output.detach()
             self._repeated[id(output)] = weakref.ref(output)
@@ -139,12 +149,20 @@ class Recorder(TorchFunctionMode):
     def _name(self, tensor: Tensor) -> str | None:
         """Name of the weight that a tensor is, or is a view of."""
         name = self._names.get(id(tensor))
+        rows = self._rows_in(tensor)
+        if rows is not None:
+            return self._name(rows[1].table)
         if name is not None or tensor._base is None or id(tensor._base) not in self._names:
             return name
         known = self._repeated.get(id(tensor))
         if known is not None and known() is tensor:
             return None  # a weight that was repeated for each example, and noted as such
         return self._names[id(tensor._base)] if _is_one_to_one(tensor) else None
+
+    def _rows_in(self, tensor: Tensor) -> tuple[weakref.ref[Tensor], Rows, "Seen"] | None:
+        """The rows of a table that a tensor is, if they are the same for all examples."""
+        known = self._shared.get(id(tensor))
+        return known if known is not None and known[0]() is tensor else None
 
     def _work_out(self, one: "Seen") -> Call | None:
         try:
@@ -159,7 +177,12 @@ class Recorder(TorchFunctionMode):
         weights = [t for t in one.tensors if self._name(t) is not None and t.requires_grad]
         if sorted(covered) != sorted(id(t) for t in weights) or not parts:
             return None  # a weight has another part in it as well
-        if any(not _is_plain_view(weight) for weight in weights):
+        for i, (name, part) in enumerate(parts):
+            rows = self._rows_in(part.weight)
+            if rows is not None and part.form == "dense" and not part.weight._backward_hooks:
+                parts[i] = name, rows[1].part(part)
+                rows[2].rows_are_used = True
+        if any(not _is_plain_view(part.weight) for _, part in parts):
             return None
         repeats = operation.operand is None
         operand = one.output if operation.operand is None else operation.operand.detach()
@@ -206,7 +229,8 @@ class Seen:
     """A call that has a weight in it, as it was made."""
 
     __slots__ = (
-        "args", "below", "call", "edge", "func", "kwargs", "output", "shape", "tensors", "versions",
+        "args", "below", "call", "edge", "func", "kwargs", "output", "rows_are_used", "shape",
+        "tensors", "versions",
     )  # fmt: skip
 
     def __init__(
@@ -219,6 +243,7 @@ class Seen:
         self.output: Tensor | None = None
         self.edge: GradientEdge | None = None
         self.call: Call | None = None
+        self.rows_are_used = False
 
     def forget(self) -> None:
         """Let go of what was only needed to work out the call."""

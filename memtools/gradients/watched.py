@@ -63,7 +63,7 @@ class Batch:
         given = self._given.with_inputs(tapped)
         self.args, self.kwargs = given.args, given.kwargs
         weights = dict(model.named_parameters())
-        self._recorder = Recorder(weights, inputs if self._tokens else None)
+        self._recorder = Recorder(weights, self.n, inputs if self._tokens else None)
         self._recorder.__enter__()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from memtools.gradients.rules import (  # noqa: F401  they fill the table
     normalization,
 )
 from memtools.gradients.rules.elementwise import REPEATING
+from memtools.gradients.rules.embedding import Rows, rows_of
 from memtools.gradients.rules.table import RULES, Operation, Part
 
-__all__ = ["REPEATING", "RULES", "Operation", "Part"]
+__all__ = ["REPEATING", "RULES", "Operation", "Part", "Rows", "rows_of"]

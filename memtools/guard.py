@@ -21,7 +21,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from memtools.seeds import RandomState
 
-__all__ = ["Forward", "is_measuring", "leaf", "plain", "refuse_batch_norm", "untouched", "unwrap"]
+__all__ = [
+    "CoupledExamplesError",
+    "Forward",
+    "is_measuring",
+    "leaf",
+    "plain",
+    "refuse_batch_norm",
+    "untouched",
+    "unwrap",
+]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -167,7 +176,10 @@ class Forward:
             return
         x = leaf(inputs[:2])
         with torch.enable_grad():
-            logits = self.with_weights(x)
+            try:
+                logits = self.with_weights(x)
+            except NoLogitsError:
+                return  # it returns something else, which a watched model may do
             if logits.ndim == 0 or len(logits) != 2 or not logits.requires_grad:
                 return  # the caller has an error of its own for these
             rows = logits.flatten(1) if logits.ndim > 1 else logits[:, None]
@@ -180,7 +192,7 @@ class Forward:
             size = gradient.abs().float().reshape(2, -1).sum(1)
             # Not above zero: a kernel may leave rounding errors in a neighbour's row.
             if bool(size[other] > torch.finfo(gradient.dtype).eps * size[own]):
-                raise ValueError(
+                raise CoupledExamplesError(
                     "model couples the examples of a batch: the logits of one example depend on "
                     "the input of another, so that no example has a value of its own; normalise "
                     "each example by itself, and give attention and recurrent layers "
@@ -254,6 +266,14 @@ def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward
         state.restore()
 
 
+class CoupledExamplesError(ValueError):
+    """What one example gives depends on the others."""
+
+
+class NoLogitsError(ValueError):
+    """What a model returned holds no logits."""
+
+
 def logits_of(output: Any) -> Tensor:
     """The logits in what a model returned: a tensor, or a record as Hugging Face's models give.
 
@@ -262,7 +282,7 @@ def logits_of(output: Any) -> Tensor:
     """
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
-        raise ValueError(
+        raise NoLogitsError(
             f"model must return a tensor of logits or a record with a field `logits`, "
             f"got {type(output).__name__}; wrap the model in one that returns its logits"
         )
@@ -310,7 +330,7 @@ def refuse_batch_norm(model: nn.Module) -> None:
             remedy = "give it running statistics (track_running_stats=True) or use GroupNorm"
         else:
             continue
-        raise ValueError(
+        raise CoupledExamplesError(
             f"model couples the examples of a batch: {type(module).__name__} {name!r} normalises "
             f"by statistics of the batch, so that no example has a value of its own; {remedy}"
         )

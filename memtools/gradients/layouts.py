@@ -16,7 +16,8 @@ from memtools.gradients.layout import Layout, find_layout, is_close
 from memtools.gradients.recorder import Call, Recorder, Seen
 from memtools.gradients.rules import REPEATING
 from memtools.gradients.survey import Survey, survey
-from memtools.guard import Forward
+from memtools.guard import CoupledExamplesError, Forward
+from memtools.seeds import RandomState
 
 __all__ = ["LAYOUTS", "Layouts", "find_layouts", "path_of"]
 
@@ -144,11 +145,14 @@ def _by_samples(
 ) -> None:
     """From a pass over three examples, and another over two of them, in another order."""
     samples, rows = batch.samples(), [1, 0]
+    state = RandomState({batch.inputs.device})
     recorder = Recorder(forward.weights, 3)
     try:
         tracked, edges = samples.tracked()
         with recorder:
             output = forward.run(tracked.args, tracked.kwargs)
+        if not state.is_present():
+            return  # it draws random numbers in eval mode as well
         noted = recorder.calls
         way = survey(roots_of(output), noted, [edge.node for edge in edges])
         if found is not None and way.names != found.names:
@@ -180,7 +184,7 @@ def _by_reversal(forward: Forward, calls: Sequence[Call], batch: Arguments) -> N
 def _refuse_company(full: Any, few: Any, n: int, rows: list[int]) -> None:
     for a, b in zip(tensors_of(full), tensors_of(few), strict=False):
         if a.ndim and b.ndim and len(a) == n and len(b) == len(rows) and not is_close(a[rows], b):
-            raise ValueError(
+            raise CoupledExamplesError(
                 "model couples the examples of a batch: what it returns for two examples is "
                 "another when these come without the rest, so that no example has a value of its "
                 "own; normalise each example by itself, and give attention and recurrent layers "

@@ -117,7 +117,7 @@ class Recorder(TorchFunctionMode):
         if not isinstance(output, Tensor) or any(is_functorch_wrapped_tensor(t) for t in tensors):
             return output
         if func is torch.embedding:
-            self._look_up(output, *args)
+            output = self._look_up(output, *args)
         versions = {id(t): _version(t) for t in tensors}
         one = Seen(func, args, kwargs, tensors, output.shape, versions)
         if func is torch.embedding and self._n > 1:
@@ -140,8 +140,10 @@ class Recorder(TorchFunctionMode):
         tokens = self._tokens
         if tokens is None or indices.shape != tokens.shape or not bool((indices == tokens).all()):
             return output
+        if not output.requires_grad and torch.is_grad_enabled():
+            output = output.requires_grad_().clone()  # of a frozen embedding
         if not output.requires_grad:
-            output.requires_grad_()  # of a frozen embedding
+            return output
         name = self._names.get(id(weight), "")
         self.lookups[name.rpartition(".")[0]].append(get_gradient_edge(output))
         return output
@@ -206,9 +208,10 @@ class Recorder(TorchFunctionMode):
         fresh = base is not None and all(base is not t and base is not t._base for t in one.tensors)
         seen = base if base is not None and fresh and base.numel() == output.numel() else output
         one.edge = edge = get_gradient_edge(seen)
+        number = edge.output_nr  # not the edge: a node must not hold itself
 
         def hook(gradients: tuple[Tensor, ...]) -> None:
-            gradient = gradients[edge.output_nr]
+            gradient = gradients[number]
             if self.listener is not None and one.call is not None and gradient is not None:
                 self.listener(one.call, gradient)
 

@@ -5,12 +5,14 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from memtools_kernels import row_norms
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils.hooks import RemovableHandle
 
 from memtools.gradients.arguments import tensors_of
-from memtools.gradients.watched import Batch
+from memtools.gradients.watched import Batch, retraced
 from memtools.guard import is_measuring, refuse_batch_norm, unwrap
 
 __all__ = ["Watch", "watch"]
@@ -45,6 +47,11 @@ def watch(
     each process has the norms of its own examples. A weight that the model uses in a way for which
     there is no closed form (a recurrent layer, a custom function) costs more passes.
 
+    What counts is how the loss depends on the weights *through what the model returns*; a weight
+    that the loss uses in another way as well is only seen as far as the model goes. A mean is taken
+    to be one over the examples of each forward pass. The model sees a copy of the inputs, which
+    requires a gradient. Training is never stopped: what cannot be done is raised on reading.
+
     Extra memory: that of :func:`memtools.parameter_gradient_norms`, one input gradient, and the
     inputs of the layers with weights until the backward pass has been there.
 
@@ -62,8 +69,8 @@ def watch(
 
     Raises:
         TypeError: If ``model`` is no ``nn.Module``.
-        ValueError: If ``reduction`` is another word, or the model is compiled. In a forward pass:
-            if examples are coupled, by BatchNorm in train mode for instance.
+        ValueError: If ``reduction`` is another word, or the model is compiled; in a forward pass,
+            if a BatchNorm is in train mode; on reading, if examples are coupled in another way.
 
     Example:
         >>> import torch, memtools
@@ -80,6 +87,8 @@ def watch(
 class Watch:
     """What :func:`memtools.watch` returns."""
 
+    _is_asleep = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -91,7 +100,7 @@ class Watch:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
-        if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        if any(_is_compiled(module) for module in model.modules()):
             raise ValueError(
                 "model is compiled, and its operators cannot be seen; watch it before "
                 "torch.compile, or call memtools.gradient_norms, which runs it uncompiled"
@@ -107,8 +116,8 @@ class Watch:
         """Begin to watch."""
         if self._handles:
             raise RuntimeError("this watch is entered already; make another by memtools.watch")
-        before = self._model.register_forward_pre_hook(self._before, with_kwargs=True)
-        after = self._model.register_forward_hook(self._after, with_kwargs=True, always_call=True)
+        before = self._model.register_forward_pre_hook(self.before, with_kwargs=True)
+        after = self._model.register_forward_hook(self.after, with_kwargs=True, always_call=True)
         self._handles = [before, after]
         return self
 
@@ -122,6 +131,14 @@ class Watch:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._open is not None:  # a forward pass was stopped from the keyboard
+            self._open.close()
+            self._open.forget()
+            self._open = None
+
+    def __reduce__(self) -> tuple[type["Asleep"], tuple[()]]:
+        """In a copy of the model, and in a saved one, nothing is watched."""
+        return Asleep, ()
 
     def input_gradient_norms(self, p: float = 1) -> Tensor:
         """Norms of the gradients with respect to the inputs, shape ``(n,)``.
@@ -155,11 +172,16 @@ class Watch:
     def _join(parts: list[Tensor]) -> Tensor:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _before(
+    def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not torch.is_grad_enabled() or is_measuring() or self._open is not None:
+        """The hook before a forward pass: the arguments with a copy of the inputs."""
+        if self._is_asleep or not torch.is_grad_enabled() or is_measuring():
             return None
+        if self._open is not None or _is_transformed():
+            return None
+        if torch._C._current_graph_task_id() != -1:
+            return retraced(args, kwargs)  # a checkpoint's second forward pass
         if torch.compiler.is_compiling():
             raise RuntimeError("watch cannot see inside torch.compile; call the model outside")
         refuse_batch_norm(self._model)
@@ -167,16 +189,19 @@ class Watch:
         self._open = Batch(self._model, args, kwargs, self._embedding)
         return self._open.args, self._open.kwargs
 
-    def _after(
+    def after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
+        """The hook after a forward pass, also after one that failed."""
         batch = self._open
-        if batch is None or is_measuring():
+        if batch is None or is_measuring() or self._is_asleep:
             return
         self._open = None
         batch.close()
         if any(t.requires_grad for t in tensors_of(output)):
             batch.listen(output, self._arrive)
+        else:
+            batch.forget()  # or an exception has come out of the forward pass
 
     def _arrive(self, batch: Batch) -> None:
         """A backward pass has come to a batch."""
@@ -189,3 +214,24 @@ class Watch:
             batch.reset()
             self._batches.append(batch)
             self._batches.sort(key=lambda b: b.number)
+
+
+class Asleep:
+    """What is left of a watch in a copy of a model; methods of the original may be bound to it."""
+
+    _is_asleep, _open = True, None
+
+    def before(self, *_: Any) -> None:
+        """Nothing."""
+
+    def after(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is under way."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0

@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import (
+    GradientEdge,
+    Node,
+    get_gradient_edge,
+    saved_tensors_hooks,
+)
 
 from memtools.gradients.arguments import Arguments, roots_of, tensors_of
 from memtools.gradients.closed import ClosedForms
@@ -15,9 +20,9 @@ from memtools.gradients.recorder import Recorder
 from memtools.gradients.remainder import remaining_squares
 from memtools.gradients.survey import Survey, names_of, survey
 from memtools.gradients.tokens import embedded, embedding_name
-from memtools.guard import untouched
+from memtools.guard import CoupledExamplesError, logits_of, untouched
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "retraced"]
 
 _NUMBERS = count()
 
@@ -59,8 +64,7 @@ class Batch:
         self._rest_squares: Tensor | None = None
         self._closed = ClosedForms([])
         self._ends: list[Node] = []
-        tapped = inputs if self._tokens else self._tap(inputs)
-        given = self._given.with_inputs(tapped)
+        given = self._given if self._tokens else self._given.with_inputs(self._tap(inputs))
         self.args, self.kwargs = given.args, given.kwargs
         weights = dict(model.named_parameters())
         self._recorder = Recorder(weights, self.n, inputs if self._tokens else None)
@@ -68,7 +72,13 @@ class Batch:
 
     def close(self) -> None:
         """The forward pass is over."""
+        self.args, self.kwargs = (), {}  # the graph, which holds this batch, holds them
         self._recorder.__exit__(None, None, None)
+
+    def forget(self) -> None:
+        """There will be no backward pass."""
+        self._recorder.release()
+        self._ends = []
 
     def listen(self, output: Any, arrive: Callable[["Batch"], None]) -> None:
         """Prepare for the backward pass.
@@ -78,29 +88,52 @@ class Batch:
             arrive: Called as a backward pass comes to this batch; more than once.
         """
         self._arrived = lambda: arrive(self)
-        recorder = self._recorder
+        edges = [get_gradient_edge(t) for t in tensors_of(output) if t.grad_fn is not None]
         try:
-            self._find_embedded()
-            tensors = [t for t in tensors_of(output) if t.requires_grad]
-            found = survey(roots_of(tensors), recorder.calls, self._ends)
-            if "CheckpointFunctionBackward" in found.names:
-                self._problems["parameter"] = ValueError(
-                    "the model uses checkpoints that hide its weights from autograd; give "
-                    "torch.utils.checkpoint.checkpoint use_reentrant=False"
-                )
-            self._find_layouts([tuple(t.shape) for t in tensors], found)
-            trainable = {k: w for k, w in self._model.named_parameters() if w.requires_grad}
-            unknown = names_of(trainable, found.unknown)
-            self._closed = ClosedForms(recorder.calls, unknown)
-            self._rest = sorted(self._closed.missing | unknown)
-            recorder.listener = self._receive
-            for tensor in tensors:
-                tensor.register_hook(self._begin if len(tensors) == 1 else self._begin_one_of_many)
+            self._prepare(output, len(edges) == 1)
+        except Exception as problem:  # the user's training goes on; it comes up on reading
+            self._problems.setdefault("parameter", problem)
+            if isinstance(problem, CoupledExamplesError):
+                self._problems["input"] = problem
         finally:
-            recorder.release()
+            self.forget()
+        for edge in edges:
+            # On the node, and not on the tensor: a user's hook on the tensor comes first.
+            edge.node.register_prehook(lambda grads, nr=edge.output_nr: self._begin(grads[nr]))
+
+    def _prepare(self, output: Any, is_single: bool) -> None:
+        recorder = self._recorder
+        own = dict(self._model.named_parameters())
+        if not all(weight.is_leaf for weight in own.values()):
+            raise ValueError(
+                "the weights of the model are results of other computations (put in by "
+                "torch.func.functional_call, for instance), and no gradients with respect to them "
+                "are left by backward()"
+            )
+        self._find_embedded()
+        tensors = [t for t in tensors_of(output) if t.requires_grad]
+        found = survey(roots_of(tensors), recorder.calls, self._ends)
+        if "CheckpointFunctionBackward" in found.names:
+            self._problems["parameter"] = ValueError(
+                "the model uses checkpoints that hide its weights from autograd; give "
+                "torch.utils.checkpoint.checkpoint use_reentrant=False"
+            )
+        self._find_layouts([tuple(t.shape) for t in tensors], found)
+        trainable = {name: weight for name, weight in own.items() if weight.requires_grad}
+        unknown = names_of(trainable, found.unknown)
+        self._closed = ClosedForms(recorder.calls, unknown)
+        self._rest = sorted(self._closed.missing | unknown)
+        recorder.listener = self._receive
+        if self._rest:
+            self._refuse_rest(output, is_single)
 
     def reset(self) -> None:
         """Another backward pass begins."""
+        if torch.is_grad_enabled():
+            self._problems["parameter"] = self._problems["input"] = ValueError(
+                "backward() was called with create_graph=True: what is differentiated once more "
+                "depends on the weights in ways that are not seen; use memtools.gradient_norms"
+            )
         self._closed.reset()
         self._gradient = self._rest_squares = None
 
@@ -132,14 +165,9 @@ class Batch:
         return self._gradient
 
     def _tap(self, inputs: Tensor) -> Tensor:
-        if inputs.requires_grad:
-            inputs.register_hook(self._take_input_gradient)
-            tapped = inputs
-        else:
-            anchor = torch.zeros((), requires_grad=True, device=inputs.device)
-            tapped = _Tap.apply(inputs, anchor, self._take_input_gradient)
-        if tapped.grad_fn is not None:
-            self._ends.append(tapped.grad_fn)
+        anchor = torch.zeros((), requires_grad=True, device=inputs.device)
+        tapped = _Tap.apply(inputs, anchor, self._take_input_gradient)
+        self._ends.append(tapped.grad_fn)
         return tapped
 
     def _find_embedded(self) -> None:
@@ -152,7 +180,8 @@ class Batch:
             self._problems["input"] = problem
             return
         self._ends.append(edge.node)
-        edge.node.register_prehook(lambda grads: self._take_input_gradient(grads[edge.output_nr]))
+        number = edge.output_nr
+        edge.node.register_prehook(lambda grads: self._take_input_gradient(grads[number]))
 
     def _find_layouts(self, shapes: list[tuple[int, ...]], found: Survey) -> None:
         calls = self._recorder.calls
@@ -160,39 +189,46 @@ class Batch:
         path = path_of((self._inputs.shape, tuple(shapes), modes), calls, found)
         if LAYOUTS.recall(self._model, path, calls):
             return
-        with untouched(self._model) as forward:
+        # A checkpoint around the model counts the tensors that are saved: not those of ours.
+        not_saved = saved_tensors_hooks(torch.detach, lambda tensor: tensor)
+        with not_saved, untouched(self._model) as forward:
             # As if it had drawn random numbers: whether it has is not known any more.
             find_layouts(forward, calls, found, self._given, random=True)
             if any(call.layout is None for call in calls):  # it takes another way in train mode
                 find_layouts(forward, calls, found, self._given, random=False)
         LAYOUTS.remember(self._model, path, calls)
 
-    def _begin(self, gradient: Tensor) -> None:
-        """The gradient of the only output has arrived, before all others."""
-        self._arrived()
-        if not self._rest or "parameter" in self._problems:
-            return
-        try:
-            self._rest_squares = self._squares_of_rest(gradient)
-        except Exception as problem:  # the user's training goes on; it comes up on reading
-            self._problems["parameter"] = problem
-
-    def _begin_one_of_many(self, gradient: Tensor) -> None:
-        self._arrived()
-        if self._rest:
-            self._problems["parameter"] = self._refusal("the model returns more than one tensor")
-
-    def _squares_of_rest(self, gradient: Tensor) -> Tensor:
+    def _refuse_rest(self, output: Any, is_single: bool) -> None:
+        """Raise unless the forward pass can be done again for the weights without closed form."""
+        if not is_single:
+            raise self._refusal("the model returns more than one tensor")
         if not self._given.is_plain:
             raise self._refusal("the model has more than one argument")
-        with untouched(self._model) as forward:
-            # The loss of an example is linear in the outputs as far as its gradient goes.
-            squares = remaining_squares(
-                forward, self._rest, self._inputs.detach(), gradient, _product
-            )
+        with torch.no_grad(), untouched(self._model) as forward:
+            again = forward.with_weights(self._inputs.detach())
             if forward.drew_random_numbers():
                 raise self._refusal("the random numbers of its forward pass cannot be drawn again")
-        return squares
+            first = logits_of(output)
+            bound = 100 * torch.finfo(first.dtype).eps
+            if not torch.allclose(again, first, rtol=bound, atol=bound * float(first.abs().max())):
+                raise self._refusal(
+                    "its forward pass gives something else when it is done again, because of "
+                    "hooks on the model, or of buffers that it updates"
+                )
+
+    def _begin(self, gradient: Tensor | None) -> None:
+        """The gradient of an output has arrived; if it is the only one, before all others."""
+        self._arrived()
+        if not self._rest or gradient is None or "parameter" in self._problems:
+            return
+        try:
+            with untouched(self._model) as forward:
+                # The loss of an example is linear in the outputs as far as its gradient goes.
+                self._rest_squares = remaining_squares(
+                    forward, self._rest, self._inputs.detach(), gradient.detach(), _product
+                )
+        except Exception as problem:  # as in `listen`
+            self._problems["parameter"] = problem
 
     def _refusal(self, reason: str) -> ValueError:
         return ValueError(
@@ -206,7 +242,19 @@ class Batch:
 
     def _take_input_gradient(self, gradient: Tensor) -> None:
         self._arrived()
-        self._gradient = gradient.detach()
+        # The original may be taken for .grad, and be added to.
+        shared = self._inputs.requires_grad
+        self._gradient = gradient.detach().clone() if shared else gradient.detach()
+
+
+def retraced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Arguments that leave the same graph as those of a :class:`Batch`, and are not listened to."""
+    given = Arguments(args, kwargs)
+    x = given.inputs
+    if x.is_floating_point():
+        anchor = torch.zeros((), requires_grad=True, device=x.device)
+        given = given.with_inputs(_Tap.apply(x, anchor, lambda gradient: None))
+    return given.args, given.kwargs
 
 
 def _product(outputs: Tensor, gradient: Tensor) -> Tensor:
@@ -222,6 +270,6 @@ class _Tap(torch.autograd.Function):
         return inputs.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         ctx.sink(gradients[0])
-        return None, None, None
+        return gradients[0] if ctx.needs_input_grad[0] else None, None, None

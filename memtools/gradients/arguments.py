@@ -19,6 +19,7 @@ class Arguments:
     Args:
         args: The arguments.
         kwargs: The keyword arguments.
+        alone: Whether no other tensor than the first holds the examples, however long it is.
 
     Attributes:
         inputs: The first tensor among them, which holds the examples.
@@ -28,8 +29,10 @@ class Arguments:
         ValueError: If there is no tensor among them.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.args, self.kwargs = args, kwargs
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, alone: bool = False
+    ) -> None:
+        self.args, self.kwargs, self.alone = args, kwargs, alone
         found = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim)
         inputs = next(found, None)
         if inputs is None:
@@ -49,16 +52,18 @@ class Arguments:
         """The same with other inputs."""
         old = self.inputs
         args, kwargs = tree_map(lambda t: inputs if t is old else t, (self.args, self.kwargs))
-        return Arguments(args, kwargs)
+        return Arguments(args, kwargs, alone=self.alone)
 
     def some(self, rows: Sequence[int]) -> "Arguments":
         """Those of a few examples."""
 
         def pick(value: Any) -> Any:
             is_batch = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.n
+            is_batch = value is self.inputs or (is_batch and not self.alone)
             return value.detach()[list(rows)] if is_batch else value
 
-        return Arguments(*tree_map(pick, (self.args, self.kwargs)))
+        args, kwargs = tree_map(pick, (self.args, self.kwargs))
+        return Arguments(args, kwargs, alone=self.alone)
 
     def run(self, forward: Forward, rows: Sequence[int]) -> Any:
         """What the model returns for a few examples."""

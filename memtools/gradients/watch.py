@@ -50,7 +50,8 @@ def watch(
     What counts is how the loss depends on the weights *through what the model returns*; a weight
     that the loss uses in another way as well is only seen as far as the model goes. A mean is taken
     to be one over the examples of each forward pass. The model sees a copy of the inputs, which
-    requires a gradient. Training is never stopped: what cannot be done is raised on reading.
+    requires a gradient: in it, ``.numpy()`` needs ``.detach()``. What cannot be done is raised on
+    reading, and does not stop the training.
 
     Extra memory: that of :func:`memtools.parameter_gradient_norms`, one input gradient, and the
     inputs of the layers with weights until the backward pass has been there.

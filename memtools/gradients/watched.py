@@ -192,10 +192,19 @@ class Batch:
         # A checkpoint around the model counts the tensors that are saved: not those of ours.
         not_saved = saved_tensors_hooks(torch.detach, lambda tensor: tensor)
         with not_saved, untouched(self._model) as forward:
-            # As if it had drawn random numbers: whether it has is not known any more.
-            find_layouts(forward, calls, found, self._given, random=True)
-            if any(call.layout is None for call in calls):  # it takes another way in train mode
-                find_layouts(forward, calls, found, self._given, random=False)
+            args, kwargs = self._given.args, self._given.kwargs
+            for given in (self._given, Arguments(args, kwargs, alone=True)):
+                # As if it had drawn random numbers: whether it has is not known any more. Without
+                # success, it may take another way in train mode.
+                for random in (True, False):
+                    if all(call.layout is not None for call in calls if call.parts):
+                        break
+                    try:
+                        find_layouts(forward, calls, found, given, random=random)
+                    except CoupledExamplesError:
+                        raise
+                    except Exception:  # a batch of another size may not be possible
+                        pass
         LAYOUTS.remember(self._model, path, calls)
 
     def _refuse_rest(self, output: Any, is_single: bool) -> None:

@@ -146,9 +146,9 @@ def _by_samples(
     """From a pass over three examples, and another over two of them, in another order."""
     samples, rows = batch.samples(), [1, 0]
     state = RandomState({batch.inputs.device})
-    recorder = Recorder(forward.weights, 3)
+    tracked, edges = samples.tracked()
+    recorder = Recorder(forward.weights, 3, None if edges else tracked.inputs)
     try:
-        tracked, edges = samples.tracked()
         with recorder:
             output = forward.run(tracked.args, tracked.kwargs)
         if not state.is_present():

@@ -96,21 +96,22 @@ def _recorded(
         )
     logits = logits_of(output)
     losses = _losses(forward, logits, targets, request)
+    sources = edges if request.p is not None else []
     if tokens and request.p is not None:
         name = embedding_name(forward.model, request.embedding)
-        edges = [embedded(recorder.lookups, name)]
+        sources = [embedded(recorder.lookups, name)]
     if losses.grad_fn is None:
         raise ValueError(
             "model gives logits that do not depend on its weights or its inputs in a "
             "differentiable way; look for .detach(), torch.no_grad() or argmax in its forward pass"
         )
-    ends = [edge.node for edge in edges]
+    ends = [edge.node for edge in {*edges, *sources}]
     found = survey([losses.grad_fn], recorder.calls, ends, to_ends=request.p is not None)
     forward.refuse_hidden_weights(found.unknown)
     modes = tuple(module.training for module in forward.model.modules())
     path = path_of((inputs.shape, logits.shape, logits.dtype, modes), recorder.calls, found)
     if not LAYOUTS.recall(forward.model, path, recorder.calls):
-        below = survey(roots_of(logits), recorder.calls, ends)
+        below = survey(roots_of(logits), recorder.calls, [edge.node for edge in edges])
         random = forward.drew_random_numbers()
         find_layouts(forward, recorder.calls, below, batch, random=random)
         LAYOUTS.remember(forward.model, path, recorder.calls)
@@ -118,7 +119,6 @@ def _recorded(
     unknown = names_of(forward.trainable, found.unknown)
     closed = ClosedForms(recorder.calls, unknown)
     recorder.listener = closed.receive if request.parameters else None
-    sources = edges if request.p is not None else []
     first = [(call, call.edge) for call in found.first if request.parameters and call.edge]
     wanted = [*sources, *(edge for _, edge in first)]
     got: Sequence[Tensor | None] = ()

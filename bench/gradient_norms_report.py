@@ -135,9 +135,13 @@ def _where(settings: dict[str, Any]) -> str:
     quick = (
         "**A quick run of few rounds: these numbers mean little.** " if settings["quick"] else ""
     )
+    # What was measured once more after a change that concerned it alone.
+    again = "".join(
+        f" ({problem}: {commit[:7]})" for problem, commit in settings.get("again", {}).items()
+    )
     return (
         f"{quick}torch {settings['torch']}, {settings['threads']} thread of "
-        f"{settings['processor']}, commit {settings['commit'][:7]}; {versions}."
+        f"{settings['processor']}, commit {settings['commit'][:7]}{again}; {versions}."
     )
 
 

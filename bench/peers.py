@@ -4,6 +4,9 @@ A peer prepares a deep copy of a problem's model once and returns what one full 
 batch is. What a tool cannot do raises; parameters that it leaves out are left out here too.
 """
 
+# Where a peer is not installed, a type checker cannot find it either.
+# pyright: reportMissingImports=false
+
 import contextlib
 import copy
 import io

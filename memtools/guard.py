@@ -139,10 +139,7 @@ class Forward:
         """Every submodule in eval mode for the time of the block."""
         modes = [(module, module.training) for module in self.model.modules()]
         try:
-            # Not model.eval(): an overridden train() may do more than set the flag, for instance
-            # merge adapters into the weights.
-            for module, _ in modes:
-                module.training = False
+            _switch_to_eval(self.model)
             yield
         finally:
             for module, training in modes:
@@ -237,10 +234,7 @@ def untouched(model: nn.Module, *, evaluating: bool = False) -> Iterator[Forward
         for p in own.values():
             p.grad = None
         if evaluating:
-            # Not model.eval(): an overridden train() may do more than set the flag, for instance
-            # merge adapters into the weights.
-            for module, _ in modes:
-                module.training = False
+            _switch_to_eval(model)
         refuse_batch_norm(model)
         # Compiled parts run eagerly: gradients of single examples would recompile them, and use up
         # the recompilations that the user's own training may need.
@@ -302,10 +296,17 @@ def leaf(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     return plain(tensor).requires_grad_(requires_grad)
 
 
+def _switch_to_eval(model: nn.Module) -> None:
+    # Not model.eval(): an overridden train() may do more than set the flag, for instance merge
+    # adapters into the weights.
+    for module in model.modules():
+        module.training = False
+
+
 def _restore_attributes(module: nn.Module, before: dict[str, Any]) -> None:
     """Undo what a forward pass has set on a module: counters, cached activations."""
     now = vars(module)
-    if len(now) > len(before) or now.keys() != before.keys():
+    if now.keys() != before.keys():
         for name in now.keys() - before.keys():
             del now[name]
     for name, value in before.items():

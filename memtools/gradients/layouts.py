@@ -75,7 +75,7 @@ class Locator(Recorder):
         self, weights: Mapping[str, Tensor], calls: Sequence[Call], n: int, rows: Sequence[int]
     ) -> None:
         super().__init__(weights, len(rows))
-        self._expected, self._n, self._rows = iter(calls), n, rows
+        self._expected, self._all, self._rows = iter(calls), n, rows
 
     def _keep(self, one: Seen) -> None:
         call = self._work_out(one)
@@ -88,7 +88,7 @@ class Locator(Recorder):
         assert call.operand is not None
         assert full.operand is not None
         same = call.signature[0] in REPEATING
-        layout = find_layout(full.operand, call.operand, self._n, self._rows, same=same)
+        layout = find_layout(full.operand, call.operand, self._all, self._rows, same=same)
         if layout is not None and layout.dim in full.batch_dims:
             full.layout = layout
 
@@ -96,18 +96,22 @@ class Locator(Recorder):
         pass
 
 
-def path_of(inputs: Any, calls: Sequence[Call], found: Survey) -> tuple[Any, ...] | None:
+def path_of(
+    model: nn.Module, inputs: Any, calls: Sequence[Call], found: Survey
+) -> tuple[Any, ...] | None:
     """What tells one way through a model from another; ``None`` if values may have decided it.
 
     Args:
-        inputs: Whatever else tells them apart: shapes, dtypes, modes.
+        model: The model, for the modes of its modules.
+        inputs: Whatever else tells them apart: shapes, dtypes.
         calls: The noted calls.
         found: What autograd's graph says.
     """
     if not found.is_static:
         return None
     shapes = tuple(None if c.operand is None else c.operand.shape for c in calls)
-    return inputs, tuple(c.signature for c in calls), shapes, tuple(found.details)
+    modes = tuple(module.training for module in model.modules())
+    return inputs, modes, tuple(c.signature for c in calls), shapes, tuple(found.details)
 
 
 def find_layouts(

@@ -108,8 +108,8 @@ def _recorded(
     ends = [edge.node for edge in {*edges, *sources}]
     found = survey([losses.grad_fn], recorder.calls, ends, to_ends=request.p is not None)
     forward.refuse_hidden_weights(found.unknown)
-    modes = tuple(module.training for module in forward.model.modules())
-    path = path_of((inputs.shape, logits.shape, logits.dtype, modes), recorder.calls, found)
+    about = inputs.shape, logits.shape, logits.dtype
+    path = path_of(forward.model, about, recorder.calls, found)
     if not LAYOUTS.recall(forward.model, path, recorder.calls):
         below = survey(roots_of(logits), recorder.calls, [edge.node for edge in edges])
         random = forward.drew_random_numbers()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from memtools.batch import LossFunction, unchecked_losses
-from memtools.gradients.outer import wide
+from memtools.gradients.outer import row_squares
 from memtools.gradients.survey import names_of, survey
 from memtools.guard import Forward, leaf, plain
 
@@ -88,20 +88,18 @@ def _together(loss: Loss, weights: Mapping[str, Tensor], inputs: Tensor, targets
     detached = {name: weight.detach() for name, weight in weights.items()}
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))(detached, inputs, targets)
     # A tensor of the model's that is no parameter may have left a graph.
-    return _sum_of_squares(gradients.values(), keep=1).detach()
+    return _total([row_squares(g) for g in gradients.values()]).detach()
 
 
 def _square(value: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
     dense = (g.coalesce().values() if g.is_sparse else g for g in gradients if g is not None)
-    return _sum_of_squares(dense, keep=0)
+    return _total([row_squares(g[None]).squeeze(0) for g in dense])
 
 
-def _sum_of_squares(gradients: Iterable[Tensor], keep: int) -> Tensor:
-    """Over all but the first ``keep`` dimensions and all gradients, in float32 or wider."""
+def _total(squares: list[Tensor]) -> Tensor:
+    """Sum over weights, which may be on several devices."""
     total = torch.zeros(())
-    for g in gradients:
-        squares = wide(g).square()
-        squares = squares.flatten(keep).sum(-1) if g.ndim > keep else squares
-        total = squares + total.to(g.device)
+    for some in squares:
+        total = some + total.to(some.device)
     return total

@@ -26,17 +26,21 @@ class Survey:
         first: The noted calls that have no noted call below them, and not the inputs if the
             backward pass goes there: one that ends at their outputs passes through all the others,
             and forms no gradient of a weight.
-        names: Names of the nodes between the calls, in the order of the walk.
-        details: Their names, and the dimensions and sizes that they work on.
+        details: Names of the nodes between the calls in the order of the walk, each with the
+            dimensions and sizes that it works on.
         is_static: Whether none of the nodes between inputs, calls and outputs may let the values
             decide where an example goes.
     """
 
     unknown: list[Tensor]
     first: list[Call]
-    names: list[str]
-    details: list[Any]
+    details: list[tuple[Any, ...]]
     is_static: bool
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the nodes between the calls, in the order of the walk."""
+        return [name for name, *_ in self.details]
 
 
 def survey(
@@ -61,7 +65,7 @@ def survey(
     ends = set(ends)
     leads: dict[Node, tuple[bool, bool]] = {}
     """Whether a visited node leads to a noted call, and to the inputs."""
-    unknown, first, names, details, moving = [], [], [], [], set()
+    unknown, first, details, moving = [], [], [], set()
     stack = [(node, False) for node in roots]
     while stack:
         node, seen_below = stack.pop()
@@ -87,11 +91,10 @@ def survey(
         leads[node] = to_calls, to_inputs
         if node not in ends:
             name = node.name()
-            names.append(name)
             details.append((name, *(getattr(node, a, None) for a in _details(node, name))))
             if found is None and (to_calls or to_inputs):
                 moving.add(name)
-    return Survey(unknown, first, names, details, all(_STATIC.match(name) for name in moving))
+    return Survey(unknown, first, details, all(_STATIC.match(name) for name in moving))
 
 
 _STATIC = re.compile(

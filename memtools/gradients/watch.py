@@ -195,7 +195,7 @@ class Watch:
     ) -> None:
         """The hook after a forward pass, also after one that failed."""
         batch = self._open
-        if batch is None or is_measuring() or self._is_asleep:
+        if batch is None or is_measuring():
             return
         self._open = None
         batch.close()

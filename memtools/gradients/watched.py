@@ -165,9 +165,8 @@ class Batch:
         return self._gradient
 
     def _tap(self, inputs: Tensor) -> Tensor:
-        anchor = torch.zeros((), requires_grad=True, device=inputs.device)
-        tapped = _Tap.apply(inputs, anchor, self._take_input_gradient)
-        self._ends.append(tapped.grad_fn)
+        tapped = _tap(inputs, self._take_input_gradient)
+        self._ends.append(get_gradient_edge(tapped).node)
         return tapped
 
     def _find_embedded(self) -> None:
@@ -185,8 +184,7 @@ class Batch:
 
     def _find_layouts(self, shapes: list[tuple[int, ...]], found: Survey) -> None:
         calls = self._recorder.calls
-        modes = tuple(module.training for module in self._model.modules())
-        path = path_of((self._inputs.shape, tuple(shapes), modes), calls, found)
+        path = path_of(self._model, (self._inputs.shape, tuple(shapes)), calls, found)
         if LAYOUTS.recall(self._model, path, calls):
             return
         # A checkpoint around the model counts the tensors that are saved: not those of ours.
@@ -259,15 +257,19 @@ class Batch:
 def retraced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """Arguments that leave the same graph as those of a :class:`Batch`, and are not listened to."""
     given = Arguments(args, kwargs)
-    x = given.inputs
-    if x.is_floating_point():
-        anchor = torch.zeros((), requires_grad=True, device=x.device)
-        given = given.with_inputs(_Tap.apply(x, anchor, lambda gradient: None))
+    if given.inputs.is_floating_point():
+        given = given.with_inputs(_tap(given.inputs, lambda gradient: None))
     return given.args, given.kwargs
 
 
 def _product(outputs: Tensor, gradient: Tensor) -> Tensor:
     return (outputs * gradient).flatten(1).sum(1)
+
+
+def _tap(inputs: Tensor, sink: Callable[[Tensor], None]) -> Tensor:
+    """A copy of the inputs that tells their gradient to ``sink``."""
+    anchor = torch.zeros((), requires_grad=True, device=inputs.device)
+    return _Tap.apply(inputs, anchor, sink)
 
 
 class _Tap(torch.autograd.Function):

@@ -16,6 +16,12 @@ from memtools.gradients import (
 )
 from memtools.inequality import gini, lorenz_curve
 from memtools.ledger import Ledger
+from memtools.sensitivity import (
+    TrainingTape,
+    loss_sensitivity,
+    per_class_loss_sensitivity,
+    sensitivity_maps,
+)
 
 __version__ = "0.1.0"
 
@@ -23,6 +29,7 @@ __all__ = [
     "CriticalSearch",
     "GradientNorms",
     "Ledger",
+    "TrainingTape",
     "Watch",
     "class_sensitivity",
     "critical_sample_ratio",
@@ -32,9 +39,12 @@ __all__ = [
     "gradient_norms",
     "input_gradient_norms",
     "lorenz_curve",
+    "loss_sensitivity",
     "models",
     "parameter_gradient_norms",
+    "per_class_loss_sensitivity",
     "scores",
+    "sensitivity_maps",
     "training",
     "watch",
 ]

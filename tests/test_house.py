@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"memtools_kernels"},
     {"batch", "extras", "files", "guard", "seeds"},
-    {"critical", "data", "gradients", "inequality", "models", "scores"},
+    {"critical", "data", "gradients", "inequality", "models", "scores", "sensitivity"},
     {"ledger", "training"},
     {"studies"},
     {"report"},

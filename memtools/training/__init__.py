@@ -4,6 +4,16 @@ from memtools.training.callbacks import Callback
 from memtools.training.devices import resolve_device
 from memtools.training.evaluation import Evaluation, evaluate
 from memtools.training.run import EpochResult, Run
+from memtools.training.tape import TapeRecorder
 from memtools.training.trainer import Trainer
 
-__all__ = ["Callback", "EpochResult", "Evaluation", "Run", "Trainer", "evaluate", "resolve_device"]
+__all__ = [
+    "Callback",
+    "EpochResult",
+    "Evaluation",
+    "Run",
+    "TapeRecorder",
+    "Trainer",
+    "evaluate",
+    "resolve_device",
+]

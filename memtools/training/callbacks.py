@@ -23,6 +23,9 @@ class Callback:
     def on_epoch_end(self, run: Run, result: EpochResult) -> None:
         """Called after each epoch and its evaluation, before the checkpoint is written."""
 
+    def on_end(self, run: Run) -> None:
+        """Called when the training is over, also if it ends in an error."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors, numbers, strings, and lists or dicts of them."""
         return {}

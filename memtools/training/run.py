@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from memtools.batch import LossFunction
 from memtools.training.devices import Ranks
 
 __all__ = ["EpochResult", "Run"]
@@ -43,6 +44,7 @@ class Run:
         optimizer: The optimiser that updates it.
         train: The training set, on the device if it is small.
         ranks: This process among those that train together.
+        loss_fn: What is minimised, ``None`` for the cross-entropy.
         results: One entry per finished epoch.
         updates: Optimiser steps so far.
     """
@@ -51,5 +53,6 @@ class Run:
     optimizer: Optimizer
     train: Any
     ranks: Ranks
+    loss_fn: LossFunction | None = None
     results: list[EpochResult] = field(default_factory=list)
     updates: int = 0

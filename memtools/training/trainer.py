@@ -142,7 +142,7 @@ class Trainer:
         optimizer = self.optimizer(p for p in model.parameters() if p.requires_grad)
         schedule = self.scheduler(optimizer) if self.scheduler else None
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
-        run = Run(model, optimizer, train, ranks)
+        run = Run(model, optimizer, train, ranks, self.loss_fn)
         stateful = {"model": model, "optimizer": optimizer, "scaler": scaler}
         if schedule:
             stateful["schedule"] = schedule
@@ -150,21 +150,25 @@ class Trainer:
         settings = self._settings(run, schedule)
         self._resume(run, stateful, settings)
         wrapped = DistributedDataParallel(model) if ranks.world_size > 1 else model
-        for callback in self.callbacks:
-            callback.on_start(run)
-
-        while len(run.results) < self.epochs and not self._should_stop(run):
-            learning_rate = float(optimizer.param_groups[0]["lr"])
-            loss = self._train_epoch(run, wrapped, scaler, device, dtype)
-            result = self._evaluate(run, validation, learning_rate, loss)
-            if isinstance(schedule, ReduceLROnPlateau):
-                schedule.step(loss if result.validation_loss is None else result.validation_loss)
-            elif schedule:
-                schedule.step()
-            run.results.append(result)
+        try:
             for callback in self.callbacks:
-                callback.on_epoch_end(run, result)
-            self._save(run, stateful, settings)
+                callback.on_start(run)
+            while len(run.results) < self.epochs and not self._should_stop(run):
+                learning_rate = float(optimizer.param_groups[0]["lr"])
+                loss = self._train_epoch(run, wrapped, scaler, device, dtype)
+                result = self._evaluate(run, validation, learning_rate, loss)
+                if isinstance(schedule, ReduceLROnPlateau):
+                    held_out = result.validation_loss
+                    schedule.step(loss if held_out is None else held_out)
+                elif schedule:
+                    schedule.step()
+                run.results.append(result)
+                for callback in self.callbacks:
+                    callback.on_epoch_end(run, result)
+                self._save(run, stateful, settings)
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(run)
         return run.results
 
     def _train_epoch(

@@ -1,0 +1,444 @@
+"""Loss sensitivity through the unrolled training: the public functions."""
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memtools.batch import check_targets
+from memtools.extras import require
+from memtools.guard import untouched
+from memtools.sensitivity.examples import Examples
+from memtools.sensitivity.gathered import (
+    ExampleWeights,
+    InputGradients,
+    InputNorms,
+    Sketch,
+)
+from memtools.sensitivity.history import History
+from memtools.sensitivity.objective import Objective, terms_of_classes
+from memtools.sensitivity.products import Products
+from memtools.sensitivity.replay import Replay
+from memtools.sensitivity.storage import Snapshot
+from memtools.sensitivity.sweep import Column, Plan, sweep
+from memtools.sensitivity.tape import TrainingTape
+from memtools.sensitivity.updates import WEIGHT
+
+__all__ = ["loss_sensitivity", "per_class_loss_sensitivity", "sensitivity_maps"]
+
+Part = Literal["total", "direct", "indirect"]
+
+MEMORY = 2**30
+"""Default bound on the working memory, in bytes."""
+
+CACHE = 2**22
+"""On a CPU, so many bytes of activations are worked on at once."""
+
+
+def loss_sensitivity(
+    tape: TrainingTape,
+    data: Any,
+    *,
+    at: Any = None,
+    part: Part = "total",
+    p: float = 1,
+    objective: Any = None,
+    signed: bool = False,
+    window: int | None = None,
+    sketch: int | None = None,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> Tensor:
+    r"""How the loss after ``t`` updates depends on each training example, through the training.
+
+    .. math:: g_i^t = \lVert \mathrm d L_t / \mathrm d x_i \rVert_p, \qquad
+              L_t = \frac 1 n \sum_j \ell(f_{\theta_t}(x_j), y_j)
+
+    the loss sensitivity of Arpit et al. (2017), section 3.2: :math:`\theta_t` itself came from
+    updates that used :math:`x_i`, and the derivative goes through all of them, with the batches,
+    dropout masks, batch statistics and optimiser of the recorded training. Its mean over ``t`` is
+    the paper's :math:`\bar g_x`. ``L_t`` is evaluated in eval mode: no dropout, BatchNorm with its
+    running statistics (through which the derivative goes as well).
+
+    All evaluation times go back through the training together: about ``1 + 2 K`` forward and
+    backward passes for each update with ``K`` times after it, and no graph of more than one update
+    is held. Every update is replayed and compared with what was recorded.
+
+    Memory: ``K (n d + 3 P)`` numbers for ``n`` inputs of ``d`` elements and ``P`` weights; times
+    are taken in as many sweeps as ``memory`` asks for. Results do not depend on it, but for
+    rounding.
+
+    Args:
+        tape: The recorded training.
+        data: What it trained on: ``(inputs, targets)`` or a map-style data set, indexed as
+            recorded.
+        at: Numbers of updates between 0 and ``len(tape)``, in any order; ``None`` takes all from
+            1. See :meth:`TrainingTape.spaced` for fewer.
+        part: ``"direct"`` is what comes of :math:`x_i` being in :math:`L_t` itself, ``"indirect"``
+            what comes through :math:`\theta_t`, ``"total"`` the norm of their sum.
+        p: 1, 2 or ``math.inf``.
+        objective: The set whose mean loss is :math:`L_t`, in place of the training set; there is
+            no direct part then.
+        signed: Give :math:`\mathrm d L_t / \mathrm d w_i` in place of a norm, where :math:`w_i = 1`
+            is the weight of example i's loss in its batches: positive where more of the example
+            raises :math:`L_t`. With validation data as ``objective`` that is which examples hurt.
+        window: *Approximation*: go back so many updates at most from each time. Costs ``window``
+            updates per time rather than ``t``.
+        sketch: *Approximation*: estimate the norm (p = 1 or 2) from so many random projections
+            of the gradient, instead of keeping all its ``d`` elements. For ``m`` of them the
+            standard error is :math:`\pi / 2 \sqrt m` (p = 1) or :math:`1 / \sqrt{2m}` (p = 2) of
+            the norm.
+        memory: Bound on the working memory in bytes; at least one time is worked on.
+        progress: Whether to show a bar (needs ``memtools[study]``).
+
+    Returns:
+        Shape ``(len(at), n)``, in the dtype of the model and in units of loss per unit of the
+        input (of loss, if ``signed``).
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range, the data are not those of the training, weights
+            were changed outside the recorded updates, the model does not replay as recorded or has
+            no second derivative, with the number of the update.
+
+    Example:
+        >>> import torch, memtools
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> inputs, targets = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+        >>> tape = memtools.TrainingTape(model, optimizer)
+        >>> for epoch in range(2):
+        ...     optimizer.zero_grad()
+        ...     torch.nn.functional.cross_entropy(model(inputs), targets).backward()
+        ...     tape.record(torch.arange(4))
+        ...     optimizer.step()
+        >>> sensitivity = memtools.loss_sensitivity(tape, (inputs, targets))
+        >>> memtools.gini(sensitivity.mean(0)) < 1
+        tensor(True)
+    """
+    _check_part(part)
+    _check_p(p)
+    if signed and (part == "direct" or sketch is not None or p != 1):
+        raise ValueError(
+            "signed gives a derivative through the training, neither the direct part nor a norm; "
+            f"leave part, p and sketch at their defaults, got {part!r}, {p} and {sketch}"
+        )
+    if sketch is not None and (sketch < 1 or p == math.inf):
+        raise ValueError(f"sketch must be at least 1, for p = 1 or 2, got {sketch} for p = {p}")
+    with _Run(tape, data, at, objective, window, memory, progress) as run:
+        inputs = run.examples.inputs
+        gathered: InputGradients
+        if signed:
+            gathered = ExampleWeights(())
+        elif sketch is not None:
+            gathered = Sketch(inputs[0], p, sketch)
+        else:
+            gathered = InputNorms(inputs.shape[1:], p)
+        return run.rows(gathered, part, torch.arange(len(inputs)), ())
+
+
+def per_class_loss_sensitivity(
+    tape: TrainingTape,
+    data: Any,
+    *,
+    at: Any = None,
+    part: Part = "total",
+    p: float = 1,
+    num_classes: int | None = None,
+    window: int | None = None,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> Tensor:
+    r"""How the loss of each class depends on the training examples of each class.
+
+    .. math:: \bar g_{ij} = \operatorname{mean}_{t,\; x : y(x) = j}
+              \lVert \mathrm d L_t(y = i) / \mathrm d x \rVert_p, \qquad
+              L_t(y = i) = \frac 1 n \sum_{k : y_k = i} \ell(f_{\theta_t}(x_k), y_k)
+
+    through the training, as :func:`loss_sensitivity`, for the parts of the mean loss that the
+    classes contribute (Arpit et al. 2017, section 3.2). Costs as much as that with C times as many
+    evaluation times.
+
+    Args:
+        tape: The recorded training.
+        data: What it trained on, with class numbers as targets.
+        at: Numbers of updates to average over; ``None`` takes all from 1.
+        part: As for :func:`loss_sensitivity`.
+        p: 1, 2 or ``math.inf``.
+        num_classes: C; ``None`` takes the largest class number plus one.
+        window: *Approximation*: go back so many updates at most.
+        memory: Bound on the working memory in bytes.
+        progress: Whether to show a bar (needs ``memtools[study]``).
+
+    Returns:
+        Shape ``(C, C)``; row i is the loss of class i, column j the examples of class j, NaN for a
+        class without examples.
+
+    Raises:
+        TypeError: As for :func:`loss_sensitivity`.
+        ValueError: As for :func:`loss_sensitivity`, or if targets are no class numbers.
+    """
+    _check_part(part)
+    _check_p(p)
+    with _Run(tape, data, at, None, window, memory, progress) as run:
+        targets = run.examples.targets
+        classes = num_classes
+        check_targets(targets, int(targets.max()) + 1 if targets.ndim == 1 else 2)
+        if classes is None:
+            classes = int(targets.max()) + 1
+        elif classes <= int(targets.max()):
+            raise ValueError(
+                f"num_classes must be more than the largest class number, {int(targets.max())}, "
+                f"got {classes}; leave it out"
+            )
+        members = F.one_hot(targets.long(), classes).to(run.examples.inputs)
+        counts = members.sum(0)
+        gathered = InputNorms(run.examples.inputs.shape[1:], p)
+        total = members.new_zeros(classes, classes)
+
+        def finish(columns: Sequence[Column], sums: Tensor) -> None:
+            rows = (gathered.result(sums) @ members / counts) * run.repeats(columns)[:, None]
+            total.index_add_(0, torch.tensor([c.term for c in columns], device=rows.device), rows)
+
+        places = torch.arange(len(targets))
+        run.sweep(gathered, part, places, terms_of_classes(targets, classes), finish)
+        return total / len(run.times)
+
+
+def sensitivity_maps(
+    tape: TrainingTape,
+    data: Any,
+    examples: Any,
+    *,
+    at: Any = None,
+    part: Part = "total",
+    objective: Any = None,
+    window: int | None = None,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> Tensor:
+    r"""Where in an input the loss sensitivity sits: :math:`\mathrm d L_t / \mathrm d x_i` itself.
+
+    The p-norms of these over the elements of an input are what :func:`loss_sensitivity` gives.
+
+    Args:
+        tape: The recorded training.
+        data: What it trained on.
+        examples: Numbers of the examples that are wanted, without repeats.
+        at: Numbers of updates; ``None`` takes all from 1.
+        part: As for :func:`loss_sensitivity`.
+        objective: As for :func:`loss_sensitivity`.
+        window: *Approximation*: go back so many updates at most.
+        memory: Bound on the working memory in bytes.
+        progress: Whether to show a bar (needs ``memtools[study]``).
+
+    Returns:
+        Signed derivatives of shape ``(len(at), len(examples), ...)``, one input's shape at the end.
+
+    Raises:
+        TypeError: As for :func:`loss_sensitivity`.
+        ValueError: As for :func:`loss_sensitivity`, or if ``examples`` are out of range or
+            repeated.
+    """
+    _check_part(part)
+    with _Run(tape, data, at, objective, window, memory, progress) as run:
+        n, shape = len(run.examples), run.examples.inputs.shape[1:]
+        wanted = torch.as_tensor(examples).cpu().flatten()
+        if (
+            len(wanted) == 0
+            or wanted.is_floating_point()
+            or wanted.dtype == torch.bool
+            or len(wanted.unique()) != len(wanted)
+            or not 0 <= int(wanted.min()) <= int(wanted.max()) < n
+        ):
+            raise ValueError(
+                f"examples must be different numbers in 0..{n - 1}, at least one, got "
+                f"{wanted.tolist()}"
+            )
+        places = torch.full((n,), -1)
+        places[wanted.long()] = torch.arange(len(wanted))
+        return run.rows(InputGradients(shape), part, places, shape)
+
+
+class _Run:
+    """What the three functions share: the checked arguments, the sweeps, nothing left behind."""
+
+    def __init__(
+        self,
+        tape: TrainingTape,
+        data: Any,
+        at: Any,
+        objective: Any,
+        window: int | None,
+        memory: int,
+        progress: bool,
+    ) -> None:
+        if not isinstance(tape, TrainingTape):
+            raise TypeError(f"tape must be a memtools.TrainingTape, got {type(tape).__name__}")
+        if len(tape) == 0:
+            raise ValueError("tape holds no update; call tape.record in the training loop")
+        if window is not None and (not isinstance(window, int) or window < 0):
+            raise ValueError(f"window must be a number of updates from 0, got {window!r}")
+        if memory < 1:
+            raise ValueError(f"memory must be a positive number of bytes, got {memory}")
+        self.times = _times(at, len(tape))
+        self.examples = Examples("data", data, tape.device, tape.dtype)
+        self._own_objective = objective is None
+        self._objective = (
+            self.examples
+            if objective is None
+            else Examples("objective", objective, tape.device, tape.dtype)
+        )
+        self._tape = tape
+        self._window = len(tape) + 1 if window is None else window
+        self._memory = memory
+        self._progress = progress
+
+    def __enter__(self) -> "_Run":
+        self._guard = untouched(self._tape.model, evaluating=True)
+        self._guard.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._guard.__exit__(*error)
+
+    def repeats(self, columns: Sequence[Column]) -> Tensor:
+        """How often the time of each column was asked for."""
+        counts = [self.times.count(column.time) for column in columns]
+        return torch.tensor(counts, device=self._tape.device, dtype=self._tape.dtype)
+
+    def rows(
+        self, gathered: InputGradients, part: Part, places: Tensor, shape: tuple[int, ...]
+    ) -> Tensor:
+        """A row of results for each time that was asked for."""
+        found: dict[int, Tensor] = {}
+
+        def finish(columns: Sequence[Column], sums: Tensor) -> None:
+            for column, row in zip(columns, gathered.result(sums), strict=True):
+                found[column.time] = row.clone()
+
+        everything = [torch.arange(len(self._objective), device=self._tape.device)]
+        self.sweep(gathered, part, places, everything, finish)
+        return torch.stack([found[time] for time in self.times])
+
+    def sweep(
+        self,
+        gathered: InputGradients,
+        part: Part,
+        places: Tensor,
+        terms: list[Tensor],
+        finish: Callable[[Sequence[Column], Tensor], None],
+    ) -> None:
+        """Go back through the training, as often as the bound on memory makes necessary."""
+        tape = self._tape
+        times = sorted(set(self.times), reverse=True)
+        columns = [Column(time, term) for time in times for term in range(len(terms))]
+        replay = Replay(tape)
+        with torch.no_grad():
+            state = tape.storage.get(0, tape.device)
+        of_one = len(state.vectors) * 3 * len(state.vectors[WEIGHT])
+        of_one += int((places >= 0).sum()) * math.prod(gathered.shape)
+        at_once = max(1, self._memory // (of_one * tape.dtype.itemsize))
+        block = min(len(columns), at_once, self._block(replay, state))
+        products = Products(replay, block, of_losses=gathered.of_losses)
+        examples = self.examples
+        chunks = [columns[i : i + at_once] for i in range(0, len(columns), at_once)]
+        _settle_allocator(tape.device)
+        with _bar(self._progress, sum(chunk[0].time + 1 for chunk in chunks)) as tick:
+            for chunk in chunks:
+                plan = Plan(
+                    history=History(tape, examples, products),
+                    objective=Objective(replay, self._objective, terms),
+                    gathered=gathered,
+                    places=places.to(tape.device),
+                    has_direct=(
+                        part != "indirect" and self._own_objective and not gathered.of_losses
+                    ),
+                    has_indirect=part != "direct",
+                    window=self._window,
+                    block=block,
+                    finish=finish,
+                    progress=tick,
+                )
+                sweep(plan, chunk)
+
+    def _block(self, replay: Replay, state: Snapshot) -> int:
+        """How many adjoints go together: as many as their activations leave room for."""
+        size = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal size
+            size += tensor.numel() * tensor.element_size()
+            return tensor.detach()
+
+        largest = max(self._tape.steps, key=lambda step: len(step.indices))
+        indices = self.examples.indices(largest.indices, self._tape.steps.index(largest) + 1)
+        weights = [w.detach().requires_grad_() for w in replay.split(state.vectors[WEIGHT])]
+        with (
+            replay.as_in(largest),
+            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        ):
+            replay.losses(
+                weights,
+                state.buffers,
+                self.examples.inputs[indices],
+                self.examples.targets[indices],
+            )
+        # Forward and backward each make about as much as the forward pass saves.
+        bound = self._memory // 4
+        if self._tape.device.type == "cpu":
+            bound = min(bound, CACHE)
+        return max(1, bound // max(1, size))
+
+
+def _settle_allocator(device: torch.device) -> None:
+    """Make malloc keep the memory of temporaries, instead of asking for fresh pages each time.
+
+    Glibc hands blocks above a threshold back at once, and raises the threshold to the size of the
+    largest block that was freed, up to 32 MiB. Fresh pages cost more than the arithmetic on them.
+    """
+    if device.type == "cpu":
+        torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+@contextmanager
+def _bar(wanted: bool, total: int) -> Iterator[Callable[[], None]]:
+    if not wanted:
+        yield lambda: None
+        return
+    console = require("rich.console").Console(stderr=True)
+    with require("rich.progress").Progress(console=console) as bar:
+        task = bar.add_task("loss sensitivity", total=total)
+        yield partial(bar.advance, task)
+
+
+def _times(at: Any, total: int) -> list[int]:
+    if at is None:
+        return list(range(1, total + 1))
+    if isinstance(at, Tensor):
+        at = at.tolist()
+    try:
+        times = [operator.index(t) for t in (at if hasattr(at, "__iter__") else [at])]
+    except TypeError as error:
+        raise TypeError(f"at must be numbers of updates, got {at!r}") from error
+    if not times or not all(0 <= time <= total for time in times):
+        raise ValueError(
+            f"at must be numbers of updates between 0 and {total}, at least one, got {times}"
+        )
+    return times
+
+
+def _check_part(part: str) -> None:
+    if part not in ("total", "direct", "indirect"):
+        raise ValueError(f'part must be "total", "direct" or "indirect", got {part!r}')
+
+
+def _check_p(p: float) -> None:
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"p must be 1, 2 or math.inf, got {p!r}")

@@ -52,6 +52,7 @@ class History:
         self._products = products
         self._states: dict[int, Snapshot] = {}
         self._is_searching = False
+        self._drift: dict[int, float] = {}
         self._linear: tuple[tuple[Slice, ...], PullBack] | None = None
         self._recorded = torch.stack([step.fingerprint for step in tape.steps]).tolist()
         norms = [recorded[2] for recorded in self._recorded]
@@ -163,6 +164,11 @@ class History:
             "loss_fn that of the training; were gradients neither clipped nor scaled before "
             "record; does the model draw its random numbers from torch alone?"
         )
+        if (number - 1) % self._tape.every:
+            hint += (
+                " Or have rounding errors grown since the last kept weights (Adam blows them up "
+                "where a gradient is zero)? Then record with a smaller every"
+            )
         factor, other = (size, "sum") if self._tape.reduction == "mean" else (1 / size, "mean")
         if size > 1 and abs(recorded - factor * norm) <= 1e-3 * recorded:
             hint = f'the training seems to use reduction="{other}"'
@@ -177,17 +183,14 @@ class History:
         vectors = rule.apply(before.vectors, gradient.value, step.slices)
         if number < len(self._tape):
             self._check_vectors(number, before, gradient, vectors)
-            self._check_buffers(number, gradient)
+            self._check_buffers(number, before, gradient, vectors)
         return Snapshot(vectors, gradient.buffers)
 
     def _check_vectors(
         self, number: int, before: Snapshot, gradient: Gradient, after: Vectors
     ) -> None:
-        tape, step = self._tape, self._tape.steps[number - 1]
+        tape = self._tape
         recorded = (self._recorded[number][0], self._recorded[number][4])
-        # What the error of the gradient may come to: Adam divides it by its own size.
-        error = self._allowed(number) / len(gradient.value) ** 0.5
-        shifted: Vectors | None = None
         stretch = 1 + (number - 1) % tape.every
         for which, expected in zip((weights_of, state_of), recorded, strict=True):
             vector = which(after)
@@ -196,11 +199,8 @@ class History:
             allowed *= float(torch.linalg.vector_norm(vector))
             if difference <= SPREAD * allowed:
                 continue
-            if shifted is None:
-                moved = gradient.value + error * tape.probe
-                shifted = tape.rule.apply(before.vectors, moved, step.slices)
-            allowed += abs(float((which(shifted) - vector) @ tape.probe))
-            if difference <= SPREAD * allowed:
+            shift = which(self._shifted(number, before, gradient)) - vector
+            if difference <= SPREAD * (allowed + abs(float(shift @ tape.probe))):
                 continue
             self._check_those_before(number)
             what = "weights" if which is weights_of else "state of the optimiser"
@@ -211,11 +211,29 @@ class History:
                 "weights only by optimizer.step()"
             )
 
-    def _check_buffers(self, number: int, gradient: Gradient) -> None:
+    def _shifted(self, number: int, before: Snapshot, gradient: Gradient) -> Vectors:
+        """What an update gives for a gradient that is as far off as it may be.
+
+        Adam divides a gradient by its own size: one that is nothing but rounding error, as of a
+        bias before a BatchNorm, moves a weight as far as any other.
+        """
+        error = self._allowed(number) / len(gradient.value) ** 0.5
+        moved = gradient.value + error * self._tape.probe
+        return self._tape.rule.apply(before.vectors, moved, self._tape.steps[number - 1].slices)
+
+    def _check_buffers(
+        self, number: int, before: Snapshot, gradient: Gradient, after: Vectors
+    ) -> None:
         recorded = self._recorded[number][3]
-        # Half of the digits: Adam takes steps that are nothing but rounding error where a gradient
-        # is zero, as for a bias before a BatchNorm, whose statistics they then move.
-        if not abs(float(size_of(gradient.buffers)) - recorded) <= self._epsilon**0.5 * recorded:
+        if not recorded:
+            return
+        is_first = (number - 1) % self._tape.every == 0
+        shift = weights_of(self._shifted(number, before, gradient)) - weights_of(after)
+        drift = 0.0 if is_first else self._drift.get(number - 1, 0.0)
+        # Statistics move with the weights.
+        self._drift[number] = drift + float(torch.linalg.vector_norm(shift))
+        allowed = ROUNDINGS * self._epsilon * recorded + SPREAD * drift
+        if not abs(float(size_of(gradient.buffers)) - recorded) <= allowed:
             self._check_those_before(number)
             raise ValueError(
                 f"update {number} does not lead to the buffers that update {number + 1} began "

@@ -220,13 +220,24 @@ def _pull_all(
 ) -> list[Tensor]:
     if not results:
         return [s.new_zeros(count, *s.shape) for s in sources]
-    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
     try:
-        return list(
-            torch.autograd.grad(results, sources, adjoints, is_grads_batched=True, **options)
-        )
-    except RuntimeError:
-        pass  # an operator that vmap does not know: one after the other
+        found = torch.autograd.grad(results, sources, adjoints, is_grads_batched=True, **options)
+    except RuntimeError:  # an operator that vmap does not know: one after the other
+        found = _pull_each(results, adjoints, sources, count, options)
+    return [
+        s.new_zeros(count, *s.shape) if f is None else f
+        for s, f in zip(sources, found, strict=True)
+    ]
+
+
+def _pull_each(
+    results: Sequence[Tensor],
+    adjoints: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    count: int,
+    options: dict[str, Any],
+) -> list[Tensor | None]:
     try:
         rows = [
             torch.autograd.grad(results, sources, [v[k] for v in adjoints], **options)
@@ -236,7 +247,8 @@ def _pull_all(
         raise ValueError(
             f"model has no second derivative that autograd can give ({error}); replace that layer"
         ) from error
-    return [torch.stack(column) for column in zip(*rows, strict=True)]
+    columns = zip(*rows, strict=True)
+    return [None if column[0] is None else torch.stack(column) for column in columns]
 
 
 class _Traced:

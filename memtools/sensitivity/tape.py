@@ -76,7 +76,9 @@ class TrainingTape:
             step (clipping, for instance) belongs in it.
         every: Keep weights before every so-many-th update, and recompute those between. About
             the square root of the number of updates needs least memory, and one more forward and
-            backward pass per update.
+            backward pass per update. Roundings differ in that pass; where the training makes much
+            of them (Adam in float32 with weights of zero gradient, such as a bias before a
+            BatchNorm), the replay is refused, and a smaller number helps.
         store: Where weights are kept: ``None`` in memory beside the model, ``"cpu"`` in main
             memory, or a new folder on the disk.
 

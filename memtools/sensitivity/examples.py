@@ -49,11 +49,18 @@ class Examples:
             raise type(error)(f"{name}: {error}") from error
         self.inputs = inputs.detach().to(device, dtype)
         self.targets = targets.detach().to(device)
+        self._everything = torch.arange(len(self.inputs), device=device)
         if not bool(self.inputs.isfinite().all()):
             raise ValueError(f"{name} holds inputs that are NaN or infinite; leave them out")
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some examples."""
+        if len(indices) == len(self) and torch.equal(indices, self._everything):
+            return self.inputs, self.targets  # no copy
+        return self.inputs[indices], self.targets[indices]
 
     def indices(self, recorded: Tensor, number: int) -> Tensor:
         """The recorded indices of an update, on the device of the data.

@@ -104,12 +104,7 @@ class History:
     def _gradient(self, number: int) -> Gradient:
         step, before = self._tape.steps[number - 1], self.state(number - 1)
         indices = self._indices(number)
-        point = Point(
-            before.vectors[WEIGHT],
-            before.buffers,
-            self._examples.inputs[indices],
-            self._examples.targets[indices],
-        )
+        point = Point(before.vectors[WEIGHT], before.buffers, *self._examples.at(indices))
         try:
             gradient = self._products.at(step, point)
             if self._is_recorded(number, gradient):

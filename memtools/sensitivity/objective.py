@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from memtools.sensitivity.examples import Examples
+from memtools.sensitivity.quick import Quick
 from memtools.sensitivity.replay import Replay
 from memtools.sensitivity.storage import Snapshot
+from memtools.sensitivity.tape import random_state
 from memtools.sensitivity.updates import WEIGHT
 
 __all__ = ["Objective", "Slope"]
@@ -46,42 +48,76 @@ class Objective:
         self._replay = replay
         self._examples = examples
         self.terms = terms
+        self._names: tuple[str, ...] = ()
+        self._gradients = Quick(self._gradients_of_losses)
+
+    def split(self, vectors: Tensor) -> list[Tensor]:
+        """Views of the single weights in flat ones, ``(K, P)``."""
+        return self._replay.split(vectors)
 
     def statistics(self, at: Snapshot) -> dict[str, Tensor]:
         """BatchNorm's running statistics in a state of the training."""
         return self._replay.statistics_in(at.buffers)
 
     def slope(self, term: int, at: Snapshot) -> Slope:
-        """The gradient of a term at a state of the training, the model in eval mode."""
+        """The gradient of a term at a state of the training, the model in eval mode.
+
+        Raises:
+            ValueError: If the model draws random numbers in eval mode.
+        """
         indices = self.terms[term]
-        weights = [w.detach().requires_grad_() for w in self._replay.split(at.vectors[WEIGHT])]
-        statistics = {
-            name: b.detach().requires_grad_()
-            for name, b in self._replay.statistics_in(at.buffers).items()
-        }
-        shared = [*weights, *statistics.values()]
-        total = [torch.zeros_like(s) for s in shared]
+        self._names = tuple(at.buffers)
+        weights = self._replay.split(at.vectors[WEIGHT])
+        buffers = list(at.buffers.values())
+        before = random_state(at.vectors[WEIGHT].device)
+        total: list[Tensor] | None = None
         of_inputs = []
         with self._replay.evaluating():
             for part in indices.split(CHUNK):
-                x = self._examples.inputs[part].requires_grad_()
-                losses, _ = self._replay.losses(
-                    weights, at.buffers | statistics, x, self._examples.targets[part]
-                )
-                *gradients, of_x = torch.autograd.grad(
-                    losses.sum() / len(self._examples),
-                    [*shared, x],
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                of_inputs.append(of_x)
-                for sum_, gradient in zip(total, gradients, strict=True):
-                    sum_ += gradient
+                inputs, targets = self._examples.at(part)
+                *gradients, of_input = self._gradients(*weights, inputs, targets, *buffers)
+                of_inputs.append(of_input / len(self._examples))
+                if total is None:
+                    total = gradients
+                else:
+                    total = [a + b for a, b in zip(total, gradients, strict=True)]
+        after = random_state(at.vectors[WEIGHT].device)
+        if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            raise ValueError(
+                "model draws random numbers in eval mode, so that its loss would be one random "
+                "draw; make what draws them depend on self.training"
+            )
+        if total is None:  # a class without examples
+            empty = self._examples.inputs[indices]
+            zeros = {n: torch.zeros_like(s) for n, s in self.statistics(at).items()}
+            return Slope(torch.zeros_like(at.vectors[WEIGHT]), zeros, indices, empty)
+        total = [gradient / len(self._examples) for gradient in total]
+        number = len(weights)
         return Slope(
-            torch.cat([t.reshape(-1) for t in total[: len(weights)]]),
-            dict(zip(statistics, total[len(weights) :], strict=True)),
+            torch.cat([t.reshape(-1) for t in total[:number]]),
+            dict(zip(self.statistics(at), total[number:], strict=True)),
             indices,
-            torch.cat(of_inputs) if of_inputs else self._examples.inputs[indices],
+            torch.cat(of_inputs) if len(of_inputs) > 1 else of_inputs[0],
+        )
+
+    def _gradients_of_losses(self, *tensors: Tensor) -> list[Tensor]:
+        """From weights, inputs, targets and buffers to the gradients of the sum of the losses."""
+        number = len(self._replay.names)
+        weights = [w.detach().requires_grad_() for w in tensors[:number]]
+        x = tensors[number].detach().requires_grad_()
+        buffers = dict(zip(self._names, tensors[number + 2 :], strict=True))
+        statistics = {
+            name: b.detach().requires_grad_()
+            for name, b in self._replay.statistics_in(buffers).items()
+        }
+        losses, _ = self._replay.losses(weights, buffers | statistics, x, tensors[number + 1])
+        return list(
+            torch.autograd.grad(
+                losses.sum(),
+                [*weights, *statistics.values(), x],
+                allow_unused=True,
+                materialize_grads=True,
+            )
         )
 
 

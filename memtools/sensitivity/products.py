@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from memtools.sensitivity.quick import is_close, nearby
 from memtools.sensitivity.replay import Replay
 from memtools.sensitivity.tangents import Linearised
 from memtools.sensitivity.tape import Step
@@ -43,13 +44,13 @@ class Pulled:
     """Adjoints, one row each for K of them.
 
     Attributes:
-        weights: Of the weights, shape ``(K, P)``.
+        weights: Of each weight, ``(K, ...)``.
         examples: Of the inputs, ``(K, b, ...)``, or of the weights of the examples in the loss of
             the batch, ``(K, b)``.
         statistics: Of BatchNorm's running statistics, ``(K, ...)`` each.
     """
 
-    weights: Tensor
+    weights: list[Tensor]
     examples: Tensor
     statistics: Buffers
 
@@ -129,7 +130,9 @@ class Products:
     def _agrees(self, program: "_Traced", step: Step, point: Point) -> bool:
         """Whether a recorded program and autograd give the same."""
         # Elsewhere than where it was recorded, so that what it took for constant is noticed.
-        point = _beside(point)
+        point = Point(
+            nearby(point.weights), point.buffers, point.inputs.flip(0), point.targets.flip(0)
+        )
         self._replay.rewind(step)
         plain = _Plain(self._replay, point, self._of_losses)
         self._replay.rewind(step)
@@ -140,31 +143,17 @@ class Products:
         one = plain.pull(numbers, {}, 1)
         many = quick.pull(numbers, {}, 1)
         return all(
-            _is_close(a, b)
+            is_close(a, b)
             for a, b in (
                 (plain.value, quick.value),
-                (one.weights, many.weights[:1]),
+                (_flat(one.weights, 1), _flat(many.weights, 1)),
                 (one.examples, many.examples[:1]),
             )
         )
 
 
-def _beside(point: Point) -> Point:
-    """Another point, for a batch of the same shape."""
-    numbers = torch.randn(
-        len(point.weights), generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    ).to(point.weights)
-    return Point(
-        point.weights * (1 + numbers / 100),
-        point.buffers,
-        point.inputs.flip(0),
-        point.targets.flip(0),
-    )
-
-
-def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two ways to compute the same differ by roundings alone."""
-    return bool((a - b).norm() <= 2**14 * torch.finfo(a.dtype).eps * a.norm())
+def _flat(rows: Sequence[Tensor], count: int) -> Tensor:
+    return torch.cat([row[:count].reshape(count, -1) for row in rows], 1)
 
 
 class _Plain:
@@ -209,7 +198,7 @@ class _Plain:
         found = _pull_all([r for r, _ in pairs], [v for _, v in pairs], sources, len(adjoints))
         weights, (examples, *rest) = found[: len(self._weights)], found[len(self._weights) :]
         return Pulled(
-            torch.cat([w.reshape(len(adjoints), -1) for w in weights], 1),
+            weights,
             examples,
             dict(zip(self._statistics, rest, strict=True)),
         )
@@ -300,8 +289,9 @@ class _Traced:
     def pull(self, known: Sequence[Tensor], adjoints: Tensor, statistics: Buffers) -> Pulled:
         with torch.no_grad():
             *weights, examples = self._program.tangents(*known, *self._split(adjoints))
-        flat = torch.cat([w.reshape(self._count, -1) for w in weights], 1)
-        return Pulled(flat, examples * self._factor if self._factor != 1 else examples, statistics)
+        if self._factor != 1:
+            examples = examples * self._factor
+        return Pulled(weights, examples, statistics)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,9 @@ class _Block:
         self._adjoints, of_gradient = update.pull_back(self._adjoints)
         live = self._started
         pulled = update.gradient.pull(of_gradient, self._statistics, live)
-        self._adjoints[WEIGHT][:live] += pulled.weights[:live]
+        of_weights = self._plan.objective.split(self._adjoints[WEIGHT][:live])
+        for rows, more in zip(of_weights, pulled.weights, strict=True):
+            rows += more[:live]
         for name, rows in pulled.statistics.items():
             self._statistics[name][:live] = rows[:live]
         self._add(self.sums[:live], update.indices, pulled.examples[:live])

@@ -15,7 +15,7 @@ from memtools.sensitivity.own_update import OwnUpdate, UpdateFunction
 from memtools.sensitivity.storage import Snapshot, storage_at
 from memtools.sensitivity.updates import WEIGHT, Rule, Slice, Vectors, rule_for
 
-__all__ = ["Step", "TrainingTape", "size_of", "state_of", "weights_of"]
+__all__ = ["Step", "TrainingTape", "random_state", "size_of", "state_of", "weights_of"]
 
 Modes = tuple[bool, ...]
 
@@ -277,7 +277,7 @@ class TrainingTape:
             return  # an evaluation between forward pass and update
         buffers = {name: plain(b).clone() for name, b in self.model.named_buffers()}
         autocast = torch.is_autocast_enabled(self.device.type)
-        self._first_call = _Call(modes, self._random_state(), buffers, autocast)
+        self._first_call = _Call(modes, random_state(self.device), buffers, autocast)
         self._calls = 1
 
     def _replayable_call(self, number: int) -> _Call:
@@ -309,15 +309,9 @@ class TrainingTape:
                 )
         return call
 
-    def _random_state(self) -> tuple[Tensor, ...]:
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return tuple(states)
-
     def _drew_since(self, call: _Call) -> bool:
         return not all(
-            torch.equal(a, b) for a, b in zip(call.random, self._random_state(), strict=True)
+            torch.equal(a, b) for a, b in zip(call.random, random_state(self.device), strict=True)
         )
 
     def _optimizer_state(self) -> dict[str, Tensor]:
@@ -378,6 +372,14 @@ class TrainingTape:
         elif options["momentum"]:
             options["is_first"] = state.get("momentum_buffer") is None
         return options
+
+
+def random_state(device: torch.device) -> tuple[Tensor, ...]:
+    """State of torch's generators: the CPU's, then the device's if it has one."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return tuple(states)
 
 
 def weights_of(vectors: Vectors) -> Tensor:

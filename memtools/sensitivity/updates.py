@@ -78,14 +78,18 @@ class Rule:
         ]
 
         def pull(adjoints: Vectors) -> tuple[Vectors, Tensor]:
-            # A vector that the optimiser has given up has no adjoint; one it is yet to begin drops.
-            before = {name: torch.empty_like(adjoints[WEIGHT]) for name in vectors}
-            of_gradient = torch.empty_like(adjoints[WEIGHT])
+            like = adjoints[WEIGHT]
+            before = {}
+            for name in vectors:
+                if all(_is_copy(jacobian, name) for jacobian in jacobians) and name in adjoints:
+                    before[name] = adjoints[name]
+                else:
+                    before[name] = torch.empty_like(like)
+                    for part, jacobian in zip(slices, jacobians, strict=True):
+                        _combine(before[name], adjoints, part, jacobian, name)
+            of_gradient = torch.empty_like(like)
             for part, jacobian in zip(slices, jacobians, strict=True):
-                columns = (slice(None), slice(part.start, part.stop))
-                for name in vectors:
-                    _combine(before[name][columns], adjoints, columns, jacobian, name)
-                _combine(of_gradient[columns], adjoints, columns, jacobian, GRADIENT)
+                _combine(of_gradient, adjoints, part, jacobian, GRADIENT)
             return before, of_gradient
 
         return pull
@@ -114,14 +118,21 @@ PullBack = Callable[[Vectors], tuple[Vectors, Tensor]]
 gradient's."""
 
 
+def _is_copy(jacobian: Jacobian | None, name: str) -> bool:
+    """Whether an old vector goes into its new self alone, and unchanged."""
+    if jacobian is None:
+        return True
+    into = {new: old[name] for new, old in jacobian.items() if name in old}
+    factor = into.get(name) if name in jacobian else 1.0
+    return isinstance(factor, float) and factor == 1 and set(into) <= {name}
+
+
 def _combine(
-    out: Tensor,
-    adjoints: Vectors,
-    columns: tuple[slice, slice],
-    jacobian: Jacobian | None,
-    old: str,
+    out: Tensor, adjoints: Vectors, part: Slice, jacobian: Jacobian | None, old: str
 ) -> None:
     """Write the adjoint of an old vector: a sum over the new ones that it goes into."""
+    columns = (slice(None), slice(part.start, part.stop))
+    out = out[columns]
     if jacobian is None:  # left alone by the optimiser
         if old in adjoints:
             out.copy_(adjoints[old][columns])

@@ -8,20 +8,31 @@ import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.problems import Problem
-
-Build = Callable[..., Problem]
+Build = Callable[..., Any]
 """A function of a module, as another process has to find it."""
 
 
-def peak_mib(build: Build, argument: str | int, call: Callable[[Problem], object]) -> float:
+def peak_mib(
+    build: Build,
+    argument: str | int,
+    call: Callable[..., object],
+    warm_up: str | int | None = None,
+) -> float:
     """Resident memory, beyond what is there before, that a call needs at its peak, in MiB.
 
     The call is the first on its model, but not the first of its process. NaN where there is no
     ``/proc``, or the process was ended for want of memory.
+
+    Args:
+        build: Makes what the call takes, with a field ``model``.
+        argument: For ``build``.
+        call: What is measured.
+        warm_up: For ``build``: what the first call takes; ``None`` is ``argument``. Many small
+            tensors stay with the process when they are freed: a smaller first call leaves less.
     """
     if not Path("/proc/self/clear_refs").exists():
         return math.nan
@@ -31,7 +42,7 @@ def peak_mib(build: Build, argument: str | int, call: Callable[[Problem], object
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.steps", "bench.scaling"])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(build, argument, call, theirs))
+    process = context.Process(target=_measure, args=(build, argument, call, warm_up, theirs))
     process.start()
     theirs.close()
     try:
@@ -43,12 +54,17 @@ def peak_mib(build: Build, argument: str | int, call: Callable[[Problem], object
 
 
 def _measure(
-    build: Build, argument: str | int, call: Callable[[Problem], object], to: Connection
+    build: Build,
+    argument: str | int,
+    call: Callable[..., object],
+    warm_up: str | int | None,
+    to: Connection,
 ) -> None:
     torch.set_num_threads(1)
     problem = build(argument)
     # Code is loaded, and libraries fill their caches, when they are first used.
-    call(problem._replace(model=copy.deepcopy(problem.model)))
+    first = problem if warm_up is None else build(warm_up)
+    call(first._replace(model=copy.deepcopy(first.model)))
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _kib("VmRSS")

@@ -76,7 +76,7 @@ class Objective:
             for part in indices.split(CHUNK):
                 inputs, targets = self._examples.at(part)
                 *gradients, of_input = self._gradients(*weights, inputs, targets, *buffers)
-                of_inputs.append(of_input / len(self._examples))
+                of_inputs.append(of_input)
                 if total is None:
                     total = gradients
                 else:
@@ -91,7 +91,6 @@ class Objective:
             empty = self._examples.inputs[indices]
             zeros = {n: torch.zeros_like(s) for n, s in self.statistics(at).items()}
             return Slope(torch.zeros_like(at.vectors[WEIGHT]), zeros, indices, empty)
-        total = [gradient / len(self._examples) for gradient in total]
         number = len(weights)
         return Slope(
             torch.cat([t.reshape(-1) for t in total[:number]]),
@@ -101,7 +100,7 @@ class Objective:
         )
 
     def _gradients_of_losses(self, *tensors: Tensor) -> list[Tensor]:
-        """From weights, inputs, targets and buffers to the gradients of the sum of the losses."""
+        """From weights, inputs, targets and buffers to the gradients of a part of the mean loss."""
         number = len(self._replay.names)
         weights = [w.detach().requires_grad_() for w in tensors[:number]]
         x = tensors[number].detach().requires_grad_()
@@ -113,7 +112,7 @@ class Objective:
         losses, _ = self._replay.losses(weights, buffers | statistics, x, tensors[number + 1])
         return list(
             torch.autograd.grad(
-                losses.sum(),
+                losses.sum() / len(self._examples),
                 [*weights, *statistics.values(), x],
                 allow_unused=True,
                 materialize_grads=True,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from memtools.sensitivity.program import below_autograd
 from memtools.sensitivity.quick import is_close, nearby
 from memtools.sensitivity.replay import Replay
 from memtools.sensitivity.tangents import Linearised
@@ -141,7 +142,7 @@ class Products:
             self._count, len(point.weights), generator=torch.Generator().manual_seed(0)
         ).to(point.weights)
         one = plain.pull(numbers, {}, 1)
-        many = quick.pull(numbers, {}, 1)
+        many = quick.pull(numbers, {}, self._count)
         return all(
             is_close(a, b)
             for a, b in (
@@ -245,7 +246,6 @@ class _Traced:
 
     def __init__(self, replay: Replay, point: Point, count: int, of_losses: bool) -> None:
         self._split = replay.split
-        self._count = count
         weights = replay.split(point.weights)
         self._number = len(weights)
         self._names = tuple(point.buffers)
@@ -279,16 +279,18 @@ class _Traced:
         return [*self._split(point.weights), point.inputs, point.targets, *buffers]
 
     def at(self, point: Point) -> "_TracedGradient":
-        with torch.no_grad():
+        with below_autograd():
             results, known = self._program.run(self._arguments(point))
         number = self._number
         value = torch.cat([g.reshape(-1) for g in results[:number]])
         buffers = dict(zip(self._names, results[number + 1 :], strict=True))
         return _TracedGradient(self, value, buffers, known)
 
-    def pull(self, known: Sequence[Tensor], adjoints: Tensor, statistics: Buffers) -> Pulled:
-        with torch.no_grad():
-            *weights, examples = self._program.tangents(*known, *self._split(adjoints))
+    def pull(
+        self, known: Sequence[Tensor], adjoints: Tensor, statistics: Buffers, live: int
+    ) -> Pulled:
+        with below_autograd():
+            *weights, examples = self._program.tangents(known, self._split(adjoints), live)
         if self._factor != 1:
             examples = examples * self._factor
         return Pulled(weights, examples, statistics)
@@ -302,4 +304,4 @@ class _TracedGradient:
     known: Sequence[Tensor]
 
     def pull(self, adjoints: Tensor, statistics: Buffers, live: int) -> Pulled:
-        return self.traced.pull(self.known, adjoints, statistics)
+        return self.traced.pull(self.known, adjoints, statistics, live)

@@ -5,7 +5,9 @@ A training step of a small network takes microseconds per operator, and transfor
 operators that come out at the bottom are noted, and from then on only these are called.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch.func import functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["Call", "Program", "Value", "record"]
+__all__ = ["Call", "Program", "Value", "below_autograd", "record"]
 
 aten = torch.ops.aten
 
@@ -116,6 +118,11 @@ class Program:
         return scope["run"]
 
 
+def below_autograd() -> AbstractContextManager[object]:
+    """For running programs: operators are called without asking autograd, which saves a tenth."""
+    return torch._C._AutoDispatchBelowAutograd()
+
+
 def record(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> Program:
     """Run a function and note its operators, none of which writes to a tensor.
 
@@ -130,6 +137,13 @@ def record(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
     Raises:
         NotImplementedError: If it looks at values, or writes to its arguments.
     """
+    with warnings.catch_warnings():
+        # PyTorch's own use of what it has deprecated, when jvp is first called.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        return _functional(function, arguments)
+
+
+def _functional(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> Program:
     program = _record(function, arguments)
     if any(call.target._schema.is_mutable for call in program.calls):
         program = _record(functionalize(program.compiled()), arguments)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memtools.sensitivity.program import record
+from memtools.sensitivity.program import below_autograd, record
 
 __all__ = ["Quick", "is_close", "nearby"]
 
@@ -35,7 +35,7 @@ class Quick:
         program = self._programs[key]
         if program is None:
             return self._function(*arguments)
-        with torch.no_grad():
+        with below_autograd():
             return program(*arguments)
 
     def _recorded(self, arguments: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]] | None:
@@ -43,7 +43,7 @@ class Quick:
         expected = self._function(*others)
         try:
             program = record(self._function, arguments).compiled()
-            with torch.no_grad():
+            with below_autograd():
                 found = program(*others)
         except Exception:  # whatever may go wrong on the quick way, the plain one is there
             return None

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from memtools.sensitivity.program import Call, Value, record
+from memtools.sensitivity.program import Call, Program, Value, record
 
 __all__ = ["Linearised"]
 
@@ -49,7 +49,7 @@ CONSTANT = {
 
 
 class Linearised:
-    """A function and its derivative in K directions of its first arguments.
+    """A function and its derivative in several directions of its first arguments at once.
 
     Args:
         function: From tensors to tensors; what it does must depend on their shapes alone.
@@ -57,10 +57,6 @@ class Linearised:
         directions: An example of K directions ``(K, ...)`` of each argument that is varied, from
             the first.
         outputs: How many of the results, from the first, are differentiated.
-
-    Attributes:
-        tangents: From what :meth:`run` gave and the directions, ``(K, ...)`` each, to the
-            derivatives of the results, ``(K, ...)`` each.
 
     Raises:
         NotImplementedError: If the function looks at values.
@@ -76,37 +72,65 @@ class Linearised:
         outputs: int,
     ) -> None:
         program = record(function, arguments)
-        known = list(program.examples)
-        varied = program.arguments[: len(directions)]
-        count = len(directions[0])
-
-        def derivative(*tensors: Tensor) -> list[Tensor]:
-            value = dict(zip(known, tensors, strict=False))
-            tangent: dict[Value, Tensor | None] = dict(
-                zip(varied, tensors[len(known) :], strict=True)
-            )
-            for call in program.calls:
-                tangent |= _tangents(call, value, tangent)
-            return [
-                value[v].new_zeros(count, *value[v].shape) if found is None else found
-                for v, found in ((v, tangent.get(v)) for v in program.outputs[:outputs])
-            ]
-
-        values = list(program.examples.values())
-        linear = record(derivative, [*values, *directions])
-        needed = {v for call in linear.calls for v in call.used()} | set(linear.outputs)
-        of_values = linear.arguments[: len(known)]
-        used = [(k, a) for k, a in zip(known, of_values, strict=True) if a in needed]
+        values = list(program.examples)
+        # For fewer directions than K as well, so that not all rows are computed where few count.
+        most = len(directions[0])
+        linear = {
+            count: _derivative(program, [d[:count] for d in directions], outputs)
+            for count in sorted({most, -(-most // 2), -(-most // 4)})
+        }
+        needed = set()
+        for one in linear.values():
+            used = {v for call in one.calls for v in call.used()} | set(one.outputs)
+            needed |= {i for i, v in enumerate(one.arguments[: len(values)]) if v in used}
         self._results = len(program.outputs)
-        self._run = program.compiled([*program.outputs, *(k for k, _ in used)])
-        self.tangents = linear.compiled(
-            arguments=[*(a for _, a in used), *linear.arguments[len(known) :]]
-        )
+        self._run = program.compiled([*program.outputs, *(values[i] for i in sorted(needed))])
+        self._tangents = {
+            count: one.compiled(
+                arguments=[
+                    *(one.arguments[i] for i in sorted(needed)),
+                    *one.arguments[len(values) :],
+                ]
+            )
+            for count, one in linear.items()
+        }
 
     def run(self, arguments: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The results, and what ``tangents`` wants before the directions."""
+        """The results, and what :meth:`tangents` wants."""
         everything = self._run(*arguments)
         return everything[: self._results], everything[self._results :]
+
+    def tangents(
+        self, known: Sequence[Tensor], directions: Sequence[Tensor], count: int
+    ) -> Sequence[Tensor]:
+        """The derivatives of the results in the first ``count`` directions, or in more.
+
+        Args:
+            known: What :meth:`run` gave.
+            directions: ``(K, ...)`` each.
+            count: How many of the K matter.
+        """
+        rows = next(rows for rows in self._tangents if rows >= count)
+        return self._tangents[rows](*known, *(d[:rows] for d in directions))
+
+
+def _derivative(program: Program, directions: Sequence[Tensor], outputs: int) -> Program:
+    """From all values of a program and directions to the derivatives of its results."""
+    known = list(program.examples)
+    varied = program.arguments[: len(directions)]
+    count = len(directions[0])
+
+    def derivative(*tensors: Tensor) -> list[Tensor]:
+        value = dict(zip(known, tensors, strict=False))
+        tangent: dict[Value, Tensor | None] = dict(zip(varied, tensors[len(known) :], strict=True))
+        for call in program.calls:
+            tangent |= _tangents(call, value, tangent)
+        return [
+            value[v].new_zeros(count, *value[v].shape) if found is None else found
+            for v, found in ((v, tangent.get(v)) for v in program.outputs[:outputs])
+        ]
+
+    return record(derivative, [*program.examples.values(), *directions])
 
 
 def _tangents(

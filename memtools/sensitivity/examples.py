@@ -33,9 +33,13 @@ class Examples:
     def __init__(self, name: str, data: Any, device: torch.device, dtype: torch.dtype) -> None:
         if isinstance(data, DataLoader):
             raise TypeError(f"{name} must be a data set, got a DataLoader; pass its .dataset")
-        if isinstance(data, tuple | list) and len(data) == 2:
+        if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
             inputs, targets = data
-        elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not _is_tensor(data):
+        elif (
+            hasattr(data, "__getitem__")
+            and hasattr(data, "__len__")
+            and not isinstance(data, Tensor)
+        ):
             tensors = in_memory(data)
             inputs, targets = tensors.inputs, tensors.targets
         else:
@@ -76,7 +80,3 @@ class Examples:
                 f"{len(self)} examples; pass the data set of the training"
             )
         return indices
-
-
-def _is_tensor(data: Any) -> bool:
-    return isinstance(data, Tensor)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from memtools.sensitivity.examples import Examples
+from memtools.sensitivity.fingerprints import size_of, state_of, weights_of
 from memtools.sensitivity.own_update import OwnUpdate
 from memtools.sensitivity.products import Gradient, Point, Products
 from memtools.sensitivity.storage import Snapshot
-from memtools.sensitivity.tape import TrainingTape, size_of, state_of, weights_of
+from memtools.sensitivity.tape import TrainingTape
 from memtools.sensitivity.updates import WEIGHT, PullBack, Slice, Vectors
 
 __all__ = ["History", "Update"]

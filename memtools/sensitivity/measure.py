@@ -1,44 +1,24 @@
 """Loss sensitivity through the unrolled training: the public functions."""
 
 import math
-import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from memtools.batch import check_targets
-from memtools.extras import require
-from memtools.guard import untouched
-from memtools.sensitivity.examples import Examples
-from memtools.sensitivity.gathered import (
-    ExampleWeights,
-    InputGradients,
-    InputNorms,
-    Sketch,
-)
-from memtools.sensitivity.history import History
-from memtools.sensitivity.objective import Objective, terms_of_classes
-from memtools.sensitivity.products import Products
-from memtools.sensitivity.replay import Replay
-from memtools.sensitivity.storage import Snapshot
-from memtools.sensitivity.sweep import Column, Plan, sweep
+from memtools.sensitivity.gathered import ExampleWeights, InputGradients, InputNorms, Sketch
+from memtools.sensitivity.objective import terms_of_classes
+from memtools.sensitivity.run import Part, Run
+from memtools.sensitivity.sweep import Column
 from memtools.sensitivity.tape import TrainingTape
-from memtools.sensitivity.updates import WEIGHT
 
 __all__ = ["loss_sensitivity", "per_class_loss_sensitivity", "sensitivity_maps"]
 
-Part = Literal["total", "direct", "indirect"]
-
 MEMORY = 2**30
 """Default bound on the working memory, in bytes."""
-
-CACHE = 2**22
-"""On a CPU, so many bytes of activations are worked on at once."""
 
 
 def loss_sensitivity(
@@ -131,7 +111,7 @@ def loss_sensitivity(
         )
     if sketch is not None and (sketch < 1 or p == math.inf):
         raise ValueError(f"sketch must be at least 1, for p = 1 or 2, got {sketch} for p = {p}")
-    with _Run(tape, data, at, objective, window, memory, progress) as run:
+    with Run(tape, data, at, objective, window, memory, progress) as run:
         inputs = run.examples.inputs
         gathered: InputGradients
         if signed:
@@ -186,7 +166,7 @@ def per_class_loss_sensitivity(
     """
     _check_part(part)
     _check_p(p)
-    with _Run(tape, data, at, None, window, memory, progress) as run:
+    with Run(tape, data, at, None, window, memory, progress) as run:
         targets = run.examples.targets
         classes = num_classes
         check_targets(targets, int(targets.max()) + 1 if targets.ndim == 1 else 2)
@@ -247,7 +227,7 @@ def sensitivity_maps(
             repeated.
     """
     _check_part(part)
-    with _Run(tape, data, at, objective, window, memory, progress) as run:
+    with Run(tape, data, at, objective, window, memory, progress) as run:
         n, shape = len(run.examples), run.examples.inputs.shape[1:]
         wanted = torch.as_tensor(examples).cpu().flatten()
         if (
@@ -264,174 +244,6 @@ def sensitivity_maps(
         places = torch.full((n,), -1)
         places[wanted.long()] = torch.arange(len(wanted))
         return run.rows(InputGradients(shape), part, places, shape)
-
-
-class _Run:
-    """What the three functions share: the checked arguments, the sweeps, nothing left behind."""
-
-    def __init__(
-        self,
-        tape: TrainingTape,
-        data: Any,
-        at: Any,
-        objective: Any,
-        window: int | None,
-        memory: int,
-        progress: bool,
-    ) -> None:
-        if not isinstance(tape, TrainingTape):
-            raise TypeError(f"tape must be a memtools.TrainingTape, got {type(tape).__name__}")
-        if len(tape) == 0:
-            raise ValueError("tape holds no update; call tape.record in the training loop")
-        if window is not None and (not isinstance(window, int) or window < 0):
-            raise ValueError(f"window must be a number of updates from 0, got {window!r}")
-        if memory < 1:
-            raise ValueError(f"memory must be a positive number of bytes, got {memory}")
-        self.times = _times(at, len(tape))
-        self.examples = Examples("data", data, tape.device, tape.dtype)
-        self._own_objective = objective is None
-        self._objective = (
-            self.examples
-            if objective is None
-            else Examples("objective", objective, tape.device, tape.dtype)
-        )
-        self._tape = tape
-        self._window = len(tape) + 1 if window is None else window
-        self._memory = memory
-        self._progress = progress
-
-    def __enter__(self) -> "_Run":
-        self._guard = untouched(self._tape.model, evaluating=True)
-        self._guard.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._guard.__exit__(*error)
-
-    def repeats(self, columns: Sequence[Column]) -> Tensor:
-        """How often the time of each column was asked for."""
-        counts = [self.times.count(column.time) for column in columns]
-        return torch.tensor(counts, device=self._tape.device, dtype=self._tape.dtype)
-
-    def rows(
-        self, gathered: InputGradients, part: Part, places: Tensor, shape: tuple[int, ...]
-    ) -> Tensor:
-        """A row of results for each time that was asked for."""
-        found: dict[int, Tensor] = {}
-
-        def finish(columns: Sequence[Column], sums: Tensor) -> None:
-            for column, row in zip(columns, gathered.result(sums), strict=True):
-                found[column.time] = row.clone()
-
-        everything = [torch.arange(len(self._objective), device=self._tape.device)]
-        self.sweep(gathered, part, places, everything, finish)
-        return torch.stack([found[time] for time in self.times])
-
-    def sweep(
-        self,
-        gathered: InputGradients,
-        part: Part,
-        places: Tensor,
-        terms: list[Tensor],
-        finish: Callable[[Sequence[Column], Tensor], None],
-    ) -> None:
-        """Go back through the training, as often as the bound on memory makes necessary."""
-        tape = self._tape
-        times = sorted(set(self.times), reverse=True)
-        columns = [Column(time, term) for time in times for term in range(len(terms))]
-        replay = Replay(tape)
-        with torch.no_grad():
-            state = tape.storage.get(0, tape.device)
-        of_one = len(state.vectors) * 3 * len(state.vectors[WEIGHT])
-        of_one += int((places >= 0).sum()) * math.prod(gathered.shape)
-        at_once = max(1, self._memory // (of_one * tape.dtype.itemsize))
-        block = min(len(columns), at_once, self._block(replay, state))
-        products = Products(replay, block, of_losses=gathered.of_losses)
-        examples = self.examples
-        chunks = [columns[i : i + at_once] for i in range(0, len(columns), at_once)]
-        _settle_allocator(tape.device)
-        with _bar(self._progress, sum(chunk[0].time + 1 for chunk in chunks)) as tick:
-            for chunk in chunks:
-                plan = Plan(
-                    history=History(tape, examples, products),
-                    objective=Objective(replay, self._objective, terms),
-                    gathered=gathered,
-                    places=places.to(tape.device),
-                    has_direct=(
-                        part != "indirect" and self._own_objective and not gathered.of_losses
-                    ),
-                    has_indirect=part != "direct",
-                    window=self._window,
-                    block=block,
-                    finish=finish,
-                    progress=tick,
-                )
-                sweep(plan, chunk)
-
-    def _block(self, replay: Replay, state: Snapshot) -> int:
-        """How many adjoints go together: as many as their activations leave room for."""
-        size = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal size
-            size += tensor.numel() * tensor.element_size()
-            return tensor.detach()
-
-        largest = max(self._tape.steps, key=lambda step: len(step.indices))
-        indices = self.examples.indices(largest.indices, self._tape.steps.index(largest) + 1)
-        weights = [w.detach().requires_grad_() for w in replay.split(state.vectors[WEIGHT])]
-        with (
-            replay.as_in(largest),
-            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        ):
-            replay.losses(
-                weights,
-                state.buffers,
-                self.examples.inputs[indices],
-                self.examples.targets[indices],
-            )
-        # Forward and backward each make about as much as the forward pass saves.
-        bound = self._memory // 4
-        if self._tape.device.type == "cpu":
-            bound = min(bound, CACHE)
-        return max(1, bound // max(1, size))
-
-
-def _settle_allocator(device: torch.device) -> None:
-    """Make malloc keep the memory of temporaries, instead of asking for fresh pages each time.
-
-    Glibc hands blocks above a threshold back at once, and raises the threshold to the size of the
-    largest block that was freed, up to 32 MiB. Fresh pages cost more than the arithmetic on them.
-    """
-    if device.type == "cpu":
-        torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-@contextmanager
-def _bar(wanted: bool, total: int) -> Iterator[Callable[[], None]]:
-    if not wanted:
-        yield lambda: None
-        return
-    console = require("rich.console").Console(stderr=True)
-    with require("rich.progress").Progress(console=console) as bar:
-        task = bar.add_task("loss sensitivity", total=total)
-        yield partial(bar.advance, task)
-
-
-def _times(at: Any, total: int) -> list[int]:
-    if at is None:
-        return list(range(1, total + 1))
-    if isinstance(at, Tensor):
-        at = at.tolist()
-    try:
-        times = [operator.index(t) for t in (at if hasattr(at, "__iter__") else [at])]
-    except TypeError as error:
-        raise TypeError(f"at must be numbers of updates, got {at!r}") from error
-    if not times or not all(0 <= time <= total for time in times):
-        raise ValueError(
-            f"at must be numbers of updates between 0 and {total}, at least one, got {times}"
-        )
-    return times
 
 
 def _check_part(part: str) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from memtools.sensitivity.examples import Examples
+from memtools.sensitivity.fingerprints import random_state
 from memtools.sensitivity.quick import Quick
 from memtools.sensitivity.replay import Replay
 from memtools.sensitivity.storage import Snapshot
-from memtools.sensitivity.tape import random_state
 from memtools.sensitivity.updates import WEIGHT
 
 __all__ = ["Objective", "Slope"]

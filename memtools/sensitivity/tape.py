@@ -1,21 +1,22 @@
 """Records a training, update by update, so that it can be gone through backwards."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from memtools.batch import LossFunction
 from memtools.guard import is_measuring, plain, unwrap
+from memtools.sensitivity.fingerprints import fingerprint, probe_like, random_state
+from memtools.sensitivity.optimizers import OptimizerReader, flat
 from memtools.sensitivity.own_update import OwnUpdate, UpdateFunction
 from memtools.sensitivity.storage import Snapshot, storage_at
-from memtools.sensitivity.updates import WEIGHT, Rule, Slice, Vectors, rule_for
+from memtools.sensitivity.updates import WEIGHT, Rule, Slice, rule_for
 
-__all__ = ["Step", "TrainingTape", "random_state", "size_of", "state_of", "weights_of"]
+__all__ = ["Step", "TrainingTape"]
 
 Modes = tuple[bool, ...]
 
@@ -30,9 +31,7 @@ class Step:
         modes: Train or eval mode of each submodule.
         random: State of torch's generators before the forward pass: the CPU's, then the device's
             if it has one; ``None`` if no number was drawn.
-        fingerprint: By which a replay is checked: ``(weights . r, gradients . r, norm of the
-            gradients, size of the buffers before, optimiser's state . r)`` with a fixed random
-            vector r.
+        fingerprint: By which a replay is checked, see :func:`fingerprint`.
     """
 
     indices: Tensor
@@ -139,10 +138,9 @@ class TrainingTape:
         self._modules = tuple(self.model.modules())
         self._first_call: _Call | None = None
         self._calls = 0
-        size = sum(p.numel() for p in self.weights.values())
-        # float64 values first, so that they are the same ones in every dtype and on every device.
-        numbers = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        self.probe = numbers.to(self.device, self.dtype)
+        self._is_closed = False
+        self._reader = OptimizerReader(optimizer, self.weights, self.rule)
+        self.probe = probe_like(sum(p.numel() for p in self.weights.values()), first)
         # torch.compile must not look into it: what it notes is not part of the computation.
         before_forward: Any = torch.compiler.disable(self._before_forward)
         self._hook = self.model.register_forward_pre_hook(before_forward)
@@ -208,27 +206,19 @@ class TrainingTape:
                 f"update {number} has sparse gradients, which cannot be replayed; use sparse=False"
             )
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            weights = _flat([p.detach() for p in self.weights.values()])
-            gradient = _flat(
+            weights = flat([p.detach() for p in self.weights.values()])
+            gradient = flat(
                 [
                     torch.zeros_like(p) if g is None else g.detach()
                     for p, g in zip(self.weights.values(), gradients.values(), strict=True)
                 ]
             )
-            vectors = {WEIGHT: weights, **self._optimizer_state()}
-            fingerprint = torch.stack(
-                [
-                    weights @ self.probe,
-                    gradient @ self.probe,
-                    gradient.norm(),
-                    size_of(call.buffers).to(weights),
-                    state_of(vectors) @ self.probe,
-                ]
-            )
+            vectors = {WEIGHT: weights, **self._reader.vectors()}
+            marks = fingerprint(vectors, gradient, call.buffers, self.probe)
             if (number - 1) % self.every == 0:
                 self.storage.put(number - 1, Snapshot(vectors, call.buffers))
         last = self.steps[-1] if self.steps else None
-        slices = self._slices(gradients)
+        slices = self._reader.slices(gradients)
         # Settings and modes seldom change: one copy for all updates that share them.
         if last is not None and slices == last.slices:
             slices = last.slices
@@ -236,12 +226,13 @@ class TrainingTape:
         if last is not None and modes == last.modes:
             modes = last.modes
         random = call.random if self._drew_since(call) else None
-        self.steps.append(Step(indices.clone(), slices, modes, random, fingerprint))
+        self.steps.append(Step(indices.clone(), slices, modes, random, marks))
         self._first_call, self._calls = None, 0
 
     def close(self) -> None:
         """Take the hook off the model. What was recorded stays."""
         self._hook.remove()
+        self._is_closed = True
 
     def _trained_weights(self) -> dict[str, nn.Parameter]:
         trained = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
@@ -282,6 +273,8 @@ class TrainingTape:
 
     def _replayable_call(self, number: int) -> _Call:
         call = self._first_call
+        if self._is_closed:
+            raise ValueError(f"tape is closed; update {number} belongs on a new one")
         if call is None:
             raise ValueError(
                 f"model was not called, with gradients on, before update {number}; call "
@@ -314,97 +307,6 @@ class TrainingTape:
             torch.equal(a, b) for a, b in zip(call.random, random_state(self.device), strict=True)
         )
 
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        """The vectors that the optimiser keeps, zeros where it keeps none yet."""
-        states = [self._optimizer.state.get(p, {}) for p in self.weights.values()]
-        if isinstance(self.rule, Rule):
-            keys = [key for key in self.rule.state if self._keeps(key)]
-        else:
-            keys = sorted({key for state in states for key, v in state.items() if _is_vector(v)})
-        vectors = {}
-        for key in keys:
-            parts = [state.get(key) for state in states]
-            vectors[key] = _flat(
-                [
-                    torch.zeros_like(p) if part is None else part.detach()
-                    for part, p in zip(parts, self.weights.values(), strict=True)
-                ]
-            )
-        return vectors
-
-    def _keeps(self, key: str) -> bool:
-        switch = {"momentum_buffer": "momentum", "max_exp_avg_sq": "amsgrad"}.get(key)
-        if switch is None or any(group[switch] for group in self._optimizer.param_groups):
-            return True
-        return any(state.get(key) is not None for state in self._optimizer.state.values())
-
-    def _slices(self, gradients: Mapping[str, Tensor | None]) -> tuple[Slice, ...]:
-        """The settings of this update, neighbours of equal settings joined."""
-        groups = {id(p): g for g in self._optimizer.param_groups for p in g["params"]}
-        slices: list[Slice] = []
-        start = 0
-        for name, p in self.weights.items():
-            stop = start + p.numel()
-            options = None if gradients[name] is None else self._options(p, groups[id(p)])
-            if isinstance(self.rule, Rule) and slices and slices[-1].options == options:
-                slices[-1] = Slice(slices[-1].start, stop, options)
-            else:
-                slices.append(Slice(start, stop, options))
-            start = stop
-        return tuple(slices)
-
-    def _options(self, p: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Any]:
-        if isinstance(self.rule, OwnUpdate):
-            return {
-                key: _number(value)
-                for key, value in group.items()
-                if key not in ("params", "param_names")
-            }
-        options: dict[str, Any] = {key: group[key] for key in self.rule.options}
-        options["lr"] = float(options["lr"])
-        state = self._optimizer.state.get(p, {})
-        if "betas" in options:
-            options["betas"] = tuple(float(beta) for beta in options["betas"])
-            options["step"] = float(state.get("step", 0))
-            options["decoupled_weight_decay"] = group.get(
-                "decoupled_weight_decay", isinstance(self._optimizer, AdamW)
-            )
-        elif options["momentum"]:
-            options["is_first"] = state.get("momentum_buffer") is None
-        return options
-
-
-def random_state(device: torch.device) -> tuple[Tensor, ...]:
-    """State of torch's generators: the CPU's, then the device's if it has one."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return tuple(states)
-
-
-def weights_of(vectors: Vectors) -> Tensor:
-    """The weights among the vectors that an update works on."""
-    return vectors[WEIGHT]
-
-
-def state_of(vectors: Vectors) -> Tensor:
-    """The sum of the vectors that the optimiser keeps."""
-    total = torch.zeros_like(vectors[WEIGHT])
-    for name, vector in vectors.items():
-        if name != WEIGHT:
-            total += vector
-    return total
-
-
-def size_of(buffers: Mapping[str, Tensor]) -> Tensor:
-    """Sum of the norms of the floating-point buffers."""
-    norms = [b.double().norm() for b in buffers.values() if b.is_floating_point()]
-    return torch.stack(norms).sum() if norms else torch.zeros(())
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
 
 def _is_shared() -> bool:
     """Whether this process is one of several that train together."""
@@ -414,11 +316,3 @@ def _is_shared() -> bool:
         and distributed.is_initialized()
         and distributed.get_world_size() > 1
     )
-
-
-def _is_vector(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, Tensor) and value.ndim == 0 else value

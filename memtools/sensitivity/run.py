@@ -27,7 +27,7 @@ __all__ = ["Part", "Run"]
 
 Part = Literal["total", "direct", "indirect"]
 
-CACHE = 2**22
+CACHE = 2**23
 """On a CPU, so many bytes of activations are worked on at once."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.problems import MAIN
 from bench.scaling import AXES
-from memtools.report.figures import canvas, save
+from memtools.report.drawing import canvas, save
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "gradient_norms.csv"

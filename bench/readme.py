@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import gradient_norms_report
-from memtools.report.figures import FIGURES, canvas, save
+from bench import gradient_norms_report, sensitivity_report
+from memtools.report.drawing import canvas, save
+from memtools.report.figures.memorization import FIGURES
 from memtools.studies.memorization.conditions import CONDITIONS
 from memtools.studies.memorization.summary import COLUMNS, Outcome, table_row
 
@@ -100,8 +101,12 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {
         "memorization": memorization_part,
         "gradient norms": gradient_norms_report.compact,
+        "loss sensitivity": sensitivity_report.compact,
     },
-    ROOT / "bench" / "README.md": {"gradient norms": gradient_norms_report.page},
+    ROOT / "bench" / "README.md": {
+        "gradient norms": gradient_norms_report.page,
+        "loss sensitivity": sensitivity_report.page,
+    },
 }
 """What is generated, by file and name."""
 
@@ -133,6 +138,7 @@ def main() -> None:
         keep(Path(sys.argv[1]))
     draw()
     gradient_norms_report.draw()
+    sensitivity_report.draw()
     for file in PARTS:
         file.write_text(refreshed(file))
 

@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -73,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--resume", action="store_true", help="go on with the run in --out")
         for setting in fields(module.Config):
             kind = get_type_hints(module.Config)[setting.name]
-            _add_option(one, setting, kind, module.IMAGES)
-        one.set_defaults(command=_run_memorization)
+            _add_option(one, setting, kind, module.Config.others)
+        one.set_defaults(command=partial(_run_study, name))
     return parser
 
 
@@ -105,31 +106,32 @@ def _add_option(
     parser.add_argument("--" + setting.name.replace("_", "-"), **options)
 
 
-def _run_memorization(out: Path, resume: bool, **given: Any) -> None:
-    from memtools.studies import memorization
+def _run_study(name: str, out: Path, resume: bool, **given: Any) -> None:
+    from memtools.studies import STUDIES
     from memtools.studies.folder import RunFolder
 
     require("rich")
-    recorded = RunFolder.recorded_settings(out)
+    study = STUDIES[name]
+    recorded = RunFolder.recorded_settings(out, name)
     if recorded is not None and not resume:
         raise ValueError(
             f"out {out} holds a run already; add --resume to go on with it, or name another --out"
         )
     if recorded is None:
-        config = memorization.Config.suited(**given)
+        config = study.Config.suited(**given)
     else:
-        known = {setting.name for setting in fields(memorization.Config)}
+        known = {setting.name for setting in fields(study.Config)}
         if unknown := recorded.keys() ^ known:
             raise ValueError(
                 f"out {out} was made by another version of memtools, with other settings "
                 f"({', '.join(sorted(unknown))}); name another --out"
             )
-        config = memorization.Config(**recorded | given)
-    data = memorization.prepare(config)
-    total = len(memorization.cells(config)) * config.epochs
+        config = study.Config(**recorded | given)
+    data = study.prepare(config)
+    total = len(study.cells(config)) * config.epochs
     with _progress(total) as tell:
-        folder = memorization.run(config, out, data=data, progress=tell)
-    _show(folder, config, data)
+        folder = study.run(config, out, data=data, progress=tell)
+    _show(folder, config, data, study.summarise(folder, config, data))
 
 
 @contextmanager
@@ -160,29 +162,24 @@ def _progress(total: int) -> Iterator[Any]:
         yield lambda line, epochs: bar.update(task, description=line, advance=epochs)
 
 
-def _show(folder: Any, config: Any, data: Any) -> None:
+def _show(folder: Any, config: Any, data: Any, summary: Any) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from memtools.report import write_report
-    from memtools.studies.memorization.summary import COLUMNS, Sizes, summarise
 
-    summary = summarise(folder, Sizes.of(config, data))
     page = write_report(folder, config, data, summary)
     console = Console()
-    table = Table(
-        title=f"{config.dataset}: {len(data.train):,} training examples",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    for number, column in enumerate(COLUMNS):
-        justify = "right" if number else "left"
-        table.add_column(column, justify=justify, no_wrap=number == 0, overflow="fold")
-    for row in summary.table:
-        table.add_row(*row)
-    console.print(table)
+    for content in summary.tables:
+        table = Table(title=content.title, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        for number, column in enumerate(content.columns):
+            justify = "right" if number else "left"
+            whole = (number == 0) != content.is_wordy
+            table.add_column(column, justify=justify, no_wrap=whole, overflow="fold")
+        for row in content.rows:
+            table.add_row(*row)
+        console.print(table)
     for sentence in summary.sentences:
         console.print(f"• {sentence}", highlight=False)
     console.print(f"\nReport: {page.resolve().as_uri()}", highlight=False, soft_wrap=True)

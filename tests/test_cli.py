@@ -1,11 +1,14 @@
 """What someone at a terminal sees when a word is wrong."""
 
+import json
 import sys
+from dataclasses import fields
 
 import pytest
 from PIL import Image
 
 from memtools import cli
+from memtools.studies import STUDIES
 
 
 @pytest.fixture
@@ -53,12 +56,41 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("words", BAD)
-def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(words, outcome, tmp_path):
-    code, lines = outcome("study", "memorization", *words.split())
+BAD_FOR_SENSITIVITY = {
+    "--dataset nope": ["dataset", "nope", "fashion-mnist"],
+    "--dataset mnist": ["MNIST", "data", "--data-dir", "--download"],
+    "--dataset folder --data-dir .": ["one folder for each class"],
+    "--train-size 9": ["9 training", "at least 10"],
+    "--train-size 99999": ["train_size", "99999", "1438"],
+    "--width 0": ["width", "at least 1"],
+    "--width 100000000000": ["width 100000000000"],
+    "--every 0": ["every", "at least 1"],
+    "--epochs 0": ["epochs", "0"],
+    "--seeds 1 1": ["seeds", "[1, 1]"],
+    "--own-class-learning-rate nan": ["own_class_learning_rate", "positive"],
+    "--precision bfloat16": ["precision", "float32, float64", "bfloat16"],
+    "--input-statistics some": ["input_statistics", "channel", "some"],
+    "--device cuda:99": ["device", "cuda:99", "cpu"],
+    "--momentum 0.9": ["--momentum", "--help"],
+}
+
+
+@pytest.mark.parametrize(
+    ("study", "words", "parts"),
+    [
+        (study, words, parts)
+        for study, bad in {"memorization": BAD, "sensitivity": BAD_FOR_SENSITIVITY}.items()
+        for words, parts in bad.items()
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_left_behind(
+    study, words, parts, outcome, tmp_path
+):
+    code, lines = outcome("study", study, *words.split())
     assert code == 2
     assert len(lines) == 1
-    for part in BAD[words]:
+    for part in parts:
         assert part in lines[0]
     assert list(tmp_path.iterdir()) == []
 
@@ -96,10 +128,22 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(outcome, t
     assert outcome("study", "memorization", "--out", "run", "--resume")[0] == 0
 
 
+def test_a_run_of_one_study_is_not_resumed_by_another(outcome, tmp_path):
+    (tmp_path / "run").mkdir()
+    config = {"study": "sensitivity", "settings": {}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    for more in ([], ["--resume"]):
+        code, lines = outcome("study", "memorization", "--out", "run", *more)
+        assert code == 2
+        assert len(lines) == 1
+        assert "a run of the study sensitivity" in lines[0]
+
+
+@pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("module", ["jinja2", "matplotlib", "pyarrow", "rich", "sklearn"])
-def test_without_the_extra_it_says_how_to_install_it(module, outcome, monkeypatch, tmp_path):
+def test_without_the_extra_it_says_how_to_install_it(study, module, outcome, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
-    code, lines = outcome("study", "memorization", "--train-size", "20", "--epochs", "1")
+    code, lines = outcome("study", study, "--train-size", "20", "--epochs", "1")
     assert code == 2
     assert lines == [f'memtools: {module} is not installed; run: pip install "memtools[study]"']
     assert list(tmp_path.iterdir()) == []
@@ -136,6 +180,9 @@ def test_version_and_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("memtools ")
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["study", "memorization", "--help"])
-    assert "--learning-rate" in capsys.readouterr().out
+    for name, study in STUDIES.items():
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["study", name, "--help"])
+        help_text = capsys.readouterr().out
+        for setting in fields(study.Config):
+            assert "--" + setting.name.replace("_", "-") in help_text

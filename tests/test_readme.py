@@ -36,7 +36,11 @@ def test_tables_are_those_that_the_kept_results_give(readme_tool, file):
 
 
 def test_figures_show_the_kept_results(readme_tool):
-    for tool in (readme_tool, readme_tool.gradient_norms_report):
+    for tool in (
+        readme_tool,
+        readme_tool.gradient_norms_report,
+        readme_tool.sensitivity_report,
+    ):
         assert tool.digest() in tool.FIGURE.read_text()
 
 

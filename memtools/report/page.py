@@ -2,25 +2,26 @@
 
 import base64
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from memtools.critical import NOISE_OVER_RADIUS, STEP_OVER_RADIUS
 from memtools.extras import require
 from memtools.files import write_text
-from memtools.report.figures import FIGURES, draw_figures
-from memtools.report.thumbnails import extremes
+from memtools.report import memorization, sensitivity
+from memtools.report.drawing import draw_figures
+from memtools.studies.config import Settings
+from memtools.studies.data import Data
 from memtools.studies.folder import RunFolder
-from memtools.studies.memorization import Config, Data
-from memtools.studies.memorization.conditions import CONDITIONS
-from memtools.studies.memorization.summary import COLUMNS, Summary
+from memtools.studies.summary import Summary
 
 __all__ = ["write_report"]
 
-SHOWN = ("random-labels-40", "real")
-THUMBNAILS = 12
+PAGES: dict[str, Any] = {"memorization": memorization, "sensitivity": sensitivity}
+"""What is a study's own on its page: ``FIGURES``, and a template filled in with ``contents``."""
 
 
-def write_report(folder: RunFolder, config: Config, data: Data, summary: Summary) -> Path:
+def write_report(folder: RunFolder, config: Settings, data: Data, summary: Summary) -> Path:
     """Draw the figures and write ``report.html``, which needs no other file and no network.
 
     Args:
@@ -33,8 +34,10 @@ def write_report(folder: RunFolder, config: Config, data: Data, summary: Summary
         Path of the page.
     """
     jinja2 = require("jinja2")
+    study = folder.config["study"]
+    own = PAGES[study]
     figures = folder.path / "figures"
-    draw_figures(summary.outcomes, figures)
+    draw_figures(own.FIGURES, summary.outcomes, figures)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -42,30 +45,18 @@ def write_report(folder: RunFolder, config: Config, data: Data, summary: Summary
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    has_pictures = len(data.split.input_shape) == 3 and data.split.input_shape[0] in (1, 3)
-    galleries = [
-        (condition, *extremes(folder, config, data, condition, THUMBNAILS))
-        for condition in CONDITIONS
-        if has_pictures and condition.key in SHOWN
-    ]
-    galleries.sort(key=lambda gallery: SHOWN.index(gallery[0].key))
-    settings = folder.config["settings"]
-    page = environment.get_template("page.html.j2").render(
+    page = environment.get_template(f"{study}.html.j2").render(
         dataset=config.dataset,
         train_size=len(data.train),
         config=config,
-        sizes=summary.sizes,
-        step_over_radius=STEP_OVER_RADIUS,
-        noise_over_radius=NOISE_OVER_RADIUS,
         sentences=[sentence.split(": ", 1) for sentence in summary.sentences],
-        columns=COLUMNS,
-        table=summary.table,
-        figures=[(figure, _svg_uri(figures / f"{figure.name}.svg")) for figure in FIGURES],
-        galleries=galleries,
-        settings={name: json.dumps(value) for name, value in settings.items()},
-        meanings={f.name: f.metadata["help"] for f in Config.__dataclass_fields__.values()},
+        tables=summary.tables,
+        figures=[(figure, _svg_uri(figures / f"{figure.name}.svg")) for figure in own.FIGURES],
+        settings={name: json.dumps(value) for name, value in folder.config["settings"].items()},
+        meanings={setting.name: setting.metadata["help"] for setting in fields(config)},
         versions=folder.config["versions"],
         device=folder.config["device"],
+        **own.contents(folder, config, data),
     )
     path = folder.path / "report.html"
     write_text(path, page)

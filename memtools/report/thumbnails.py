@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memtools.extras import require
-from memtools.studies.folder import RunFolder
-from memtools.studies.memorization import Config, Data, corrupt
-from memtools.studies.memorization.conditions import Condition
-from memtools.studies.memorization.recorder import NORM
+from memtools.data import Tensors
+from memtools.studies.cells import Cell
+from memtools.studies.data import Data
+from memtools.studies.folder import RunFolder, read_parquet
 
 __all__ = ["Example", "extremes", "png_uri"]
+
+NUMBER = 12
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Example:
         label: Name of the label it was trained with.
         clean_label: Name of the label it came with.
         prediction: Name of the class predicted after training.
-        score: Mean input-gradient norm.
+        score: Its score.
         is_corrupted: Whether noise was put into it.
     """
 
@@ -39,25 +40,24 @@ class Example:
 
 
 def extremes(
-    folder: RunFolder, config: Config, data: Data, condition: Condition, number: int
+    folder: RunFolder, cell: Cell, score: str, train: Tensors, data: Data
 ) -> tuple[list[Example], list[Example]]:
-    """The examples of highest and of lowest mean sensitivity, for the first seed.
+    """The examples of highest and of lowest score in one training.
 
     Args:
         folder: The finished run folder.
-        config: Its settings.
-        data: Its data.
-        condition: Which training.
-        number: How many of each.
+        cell: The training.
+        score: Column of its file in ``examples/``.
+        train: Its examples as they are to be shown, in [0, 1].
+        data: The data of the study.
 
     Returns:
-        The sharpest ones, then the mildest ones.
+        The highest ones, then the lowest ones; none if the inputs are no pictures.
     """
-    seed = config.seeds[0]
-    path = folder.path / "examples" / f"{condition.key}-seed{seed}.parquet"
-    table = require("pyarrow.parquet").read_table(path).to_pydict()
-    train = corrupt(config, data, condition, seed)
-    order = np.argsort(table[NORM], kind="stable")
+    if len(data.split.input_shape) != 3 or data.split.input_shape[0] not in (1, 3):
+        return [], []
+    table = read_parquet(folder.path / "examples" / f"{cell.name}.parquet")
+    order = np.argsort(table[score], kind="stable")
     names = data.split.class_names
 
     def example(i: int) -> Example:
@@ -66,11 +66,11 @@ def extremes(
             names[table["label"][i]],
             names[table["clean_label"][i]],
             names[table["prediction"][i]],
-            table[NORM][i],
+            table[score][i],
             table["is_corrupted"][i],
         )
 
-    return [example(i) for i in order[::-1][:number]], [example(i) for i in order[:number]]
+    return [example(i) for i in order[::-1][:NUMBER]], [example(i) for i in order[:NUMBER]]
 
 
 def png_uri(image: Tensor) -> str:

@@ -1,7 +1,12 @@
-"""The experiments of Arpit et al. (2017), one module each: a ``Config`` and a ``run``."""
+"""The experiments of Arpit et al. (2017), one package each.
 
-from memtools.studies import memorization
+Each has the same face: ``Config``, every setting; ``cells(config)``, its trainings;
+``prepare(config)``, its data; ``run(config, out)``, which fills a run folder; and
+``summarise(folder, config, data)``, what came of it.
+"""
+
+from memtools.studies import memorization, sensitivity
 
 __all__ = ["STUDIES"]
 
-STUDIES = {"memorization": memorization}
+STUDIES = {"memorization": memorization, "sensitivity": sensitivity}

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from memtools.files import write_text
+from memtools.extras import require
+from memtools.files import replace_atomically, write_text
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "read_parquet", "write_parquet"]
 
 
 class RunFolder:
@@ -35,23 +36,29 @@ class RunFolder:
         self._metrics.touch()
 
     @staticmethod
-    def recorded_settings(path: Path) -> dict[str, Any] | None:
+    def recorded_settings(path: Path, study: str) -> dict[str, Any] | None:
         """The settings in the folder, ``None`` if no run has begun there.
 
         Raises:
-            ValueError: If there is something else at that path.
+            ValueError: If there is something else at that path, the run of another study included.
         """
         if not path.exists():
             return None
         if path.is_dir() and all(p.name.endswith(".tmp") for p in path.iterdir()):
             return None
         try:
-            return json.loads((path / "config.json").read_text(encoding="utf-8"))["settings"]
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            recorded, settings = config["study"], config["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"out {path} exists and is no run folder (no config.json that can be read); "
                 "name another one"
             ) from error
+        if recorded != study:
+            raise ValueError(
+                f"out {path} holds a run of the study {recorded}, not of {study}; name another one"
+            )
+        return settings
 
     @classmethod
     def open(cls, path: Path, study: str, settings: dict[str, Any], device: str) -> "RunFolder":
@@ -69,7 +76,7 @@ class RunFolder:
         Raises:
             ValueError: If the folder holds something else.
         """
-        if cls.recorded_settings(path) is None:
+        if cls.recorded_settings(path, study) is None:
             config = {
                 "study": study,
                 "settings": settings,
@@ -84,11 +91,11 @@ class RunFolder:
                     f"out {path} cannot be written ({error.strerror}); name another folder"
                 ) from error
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        recorded = {"study": config["study"], **config["settings"]}
-        for name, value in {"study": study, **settings}.items():
-            if recorded.get(name) != value:
+        for name, value in settings.items():
+            before = config["settings"].get(name)
+            if before != value:
                 raise ValueError(
-                    f"out {path} holds a run with {name} {recorded.get(name)!r}, got {value!r}; "
+                    f"out {path} holds a run with {name} {before!r}, got {value!r}; "
                     "resume with the same settings, or name another folder"
                 )
         # What goes on elsewhere does not end in the same numbers, nor as the folder says.
@@ -123,10 +130,10 @@ class RunFolder:
                 ) from error
             yield
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a line to ``metrics.jsonl``, on the disk when this returns."""
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Add lines to ``metrics.jsonl``, on the disk when this returns."""
         with self._metrics.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row, allow_nan=False) + "\n")
+            lines.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
             lines.flush()
             os.fsync(lines.fileno())
 
@@ -161,6 +168,25 @@ class RunFolder:
             keep += len(line)
         if keep < len(content):
             os.truncate(self._metrics, keep)
+
+
+def write_parquet(path: Path, columns: dict[str, Any]) -> None:
+    """Write a table, whole or not at all."""
+    pa, parquet = require("pyarrow"), require("pyarrow.parquet")
+    with replace_atomically(path) as temporary:
+        parquet.write_table(pa.table(columns), temporary, compression="zstd")
+
+
+def read_parquet(path: Path) -> dict[str, list[Any]]:
+    """Read a table of a finished run.
+
+    Raises:
+        ValueError: If it is damaged or gone.
+    """
+    try:
+        return require("pyarrow.parquet").read_table(path).to_pydict()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read; remove it and resume the run") from error
 
 
 def _versions() -> dict[str, str]:

@@ -1,9 +1,7 @@
 """The memorization study, run small but whole, through its command line."""
 
-import hashlib
 import json
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -18,10 +16,10 @@ import pytest
 
 from memtools import Ledger, cli, gini
 from memtools.data import in_memory, load, random_labels
-from memtools.report.figures import FIGURES
+from memtools.report.figures.memorization import FIGURES
 from memtools.studies.memorization import Config, cells, prepare, run
 from memtools.studies.memorization.conditions import CONDITIONS
-from memtools.studies.memorization.summary import COLUMNS, Sizes, summarise
+from memtools.studies.memorization.summary import COLUMNS, Sizes, summary_of
 
 SMALL = [
     "--train-size", "120", "--validation-size", "60", "--epochs", "4", "--width", "16",
@@ -31,14 +29,6 @@ SMALL = [
 
 def command(out: Path, *more: str) -> list[str]:
     return ["study", "memorization", *SMALL, "--out", str(out), *more]
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +91,18 @@ def test_gini_of_the_running_mean_is_that_of_the_ledger(folder, rows):
         np.testing.assert_allclose(reported, expected, rtol=1e-6)
 
 
-def test_report_needs_no_other_file_and_no_network(folder):
-    page = (folder / "report.html").read_text()
-    links = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert links
-    assert all(link.startswith("data:image/") for link in links)
-    assert "http" not in re.sub(r'"data:[^"]*"', "", page)
-    for figure in FIGURES:
-        assert figure.title in page
-        assert (folder / "figures" / f"{figure.name}.png").stat().st_size > 0
-        assert (folder / "figures" / f"{figure.name}.svg").stat().st_size > 0
-    for setting in fields(Config):
-        assert f"<td>{setting.name}</td>" in page
+def test_report_needs_no_other_file_and_no_network(folder, check_page):
+    check_page(folder, FIGURES, Config)
 
 
-def test_same_settings_give_the_same_folder_byte_for_byte(folder, tmp_path):
+def test_same_settings_give_the_same_folder_byte_for_byte(folder, tmp_path, contents):
     assert cli.main(command(tmp_path / "again")) == 0
     assert contents(tmp_path / "again") == contents(folder)
 
 
-def test_killed_at_five_random_moments_and_resumed_ends_in_the_same_folder(folder, tmp_path):
+def test_killed_at_five_random_moments_and_resumed_ends_in_the_same_folder(
+    folder, tmp_path, contents
+):
     out = tmp_path / "killed"
     program = [sys.executable, "-m", "memtools.cli", *command(out, "--resume")]
     begin = time.monotonic()
@@ -143,7 +125,7 @@ def test_killed_at_five_random_moments_and_resumed_ends_in_the_same_folder(folde
     assert contents(out) == contents(folder)
 
 
-def test_a_finished_training_is_not_done_again(folder, tmp_path):
+def test_a_finished_training_is_not_done_again(folder, tmp_path, contents):
     config = Config.suited(train_size=50, validation_size=20, epochs=1, width=4, seeds=(0,))
     first = run(config, tmp_path / "run")
     done = contents(tmp_path / "run")
@@ -180,7 +162,7 @@ def lose_all_lines(folder: Path) -> None:
     "damage",
     [lose_an_examples_file, lose_a_ledger, tear_the_last_line, spoil_a_line, lose_all_lines],
 )
-def test_what_is_lost_is_made_anew(damage, tmp_path):
+def test_what_is_lost_is_made_anew(damage, tmp_path, contents):
     config = Config.suited(train_size=50, validation_size=20, epochs=2, width=4, seeds=(0,))
     run(config, tmp_path / "run")
     whole = contents(tmp_path / "run")
@@ -208,15 +190,17 @@ def test_summary_says_no_more_than_the_numbers(folder, tmp_path):
         row |= {"gini_of_running_mean": 0.1 if real else 0.5, "csr_validation": 0.9 if real else 0}
         row |= {"validation_accuracy": 0.5}
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    summary = summarise(finished, Sizes(held_out=20, searched=7, searched_train=9))
+    sizes = Sizes(held_out=20, searched=7, searched_train=9)
+    summary = summary_of(finished, config, sizes, 50)
     text = dict(sentence.split(": ", 1) for sentence in summary.sentences)
     assert "than with random labels in 0 of 2 seeds" in text["Sensitivity"]
     assert "than with random inputs in 0 of 2 seeds" in text["Sensitivity"]
     assert "in 0 of 2 seeds with random labels" in text["Decision boundaries"]
     assert "of 7 held-out examples" in text["Decision boundaries"]
     assert "ends at 50%, its best being 50%" in text["Memorising"]
-    assert len(summary.table) == len(CONDITIONS)
-    assert all(len(row) == len(COLUMNS) for row in summary.table)
+    (table,) = summary.tables
+    assert len(table.rows) == len(CONDITIONS)
+    assert all(len(row) == len(COLUMNS) for row in table.rows)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +219,8 @@ def test_a_rise_and_a_fall_are_called_so_beyond_chance_only(accuracies, course, 
     for row in rows:
         row["validation_accuracy"] = accuracies[row["epoch"] - 1]
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    summary = summarise(finished, Sizes(held_out=2000, searched=20, searched_train=20))
+    sizes = Sizes(held_out=2000, searched=20, searched_train=20)
+    summary = summary_of(finished, config, sizes, 50)
     assert any(course in sentence for sentence in summary.sentences)
 
 

@@ -5,7 +5,8 @@ they generalise, how unequally the examples pull (Gini coefficient of the sensit
 examples have a decision boundary close by (critical sample ratio).
 """
 
-from memtools.studies.memorization.config import IMAGES, Config
-from memtools.studies.memorization.experiment import Data, Progress, cells, corrupt, prepare, run
+from memtools.studies.memorization.config import Config
+from memtools.studies.memorization.experiment import cells, prepare, run
+from memtools.studies.memorization.summary import summarise
 
-__all__ = ["IMAGES", "Config", "Data", "Progress", "cells", "corrupt", "prepare", "run"]
+__all__ = ["Config", "cells", "prepare", "run", "summarise"]

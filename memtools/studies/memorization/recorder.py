@@ -1,6 +1,5 @@
 """What the memorization study measures while a network trains."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,19 @@ from torch import Tensor, nn
 from memtools import seeds
 from memtools.critical import critical_sample_ratio
 from memtools.data import Tensors
-from memtools.extras import require
-from memtools.files import replace_atomically
 from memtools.gradients import input_gradient_norms
 from memtools.guard import untouched
 from memtools.inequality import gini
 from memtools.ledger import Ledger
-from memtools.studies.folder import RunFolder
+from memtools.studies.cells import Cell, Tell
+from memtools.studies.data import CHUNK, predict
+from memtools.studies.folder import RunFolder, write_parquet
 from memtools.training import Callback, EpochResult, Run
 
-__all__ = ["NORM", "Recorder", "predict"]
+__all__ = ["NORM", "Recorder"]
 
 NORM = "input_gradient_norm"
 """Column of the ledger with the L1 norm of the loss gradient with respect to the input."""
-
-CHUNK = 1024
 
 
 class Recorder(Callback):
@@ -33,8 +30,7 @@ class Recorder(Callback):
 
     Args:
         folder: The run folder.
-        condition: Key of the condition that the network is trained on.
-        seed: Seed of the network.
+        cell: The training.
         num_examples: Number of training examples.
         probes: Inputs by name in which critical samples are searched.
         radius: Half-width of their box.
@@ -45,17 +41,16 @@ class Recorder(Callback):
     def __init__(
         self,
         folder: RunFolder,
-        condition: str,
-        seed: int,
+        cell: Cell,
         num_examples: int,
         *,
         probes: dict[str, Tensor],
         radius: float,
         steps: int,
-        tell: Callable[[int], None],
+        tell: Tell,
     ) -> None:
         self.folder = folder
-        self.cell = {"condition": condition, "seed": seed}
+        self.cell = cell
         self.ledger = Ledger(num_examples)
         self.probes = probes
         self.radius = radius
@@ -68,9 +63,9 @@ class Recorder(Callback):
         self.probes = {part: probe.to(weight) for part, probe in self.probes.items()}
         done = len(run.results)
         self.folder.drop_rows_from(
-            lambda row: self.folder.is_of(row, **self.cell) and row["epoch"] > done
+            lambda row: self.folder.is_of(row, **self.cell.values) and row["epoch"] > done
         )
-        if self.folder.count_rows(**self.cell) < done:
+        if self.folder.count_rows(**self.cell.values) < done:
             raise ValueError(
                 f"{self.folder.path / 'metrics.jsonl'} lacks lines that were there when "
                 f"{self.folder.path / 'checkpoints'} was written; remove that folder to train anew"
@@ -89,7 +84,7 @@ class Recorder(Callback):
         mean_norms = torch.from_numpy(self.ledger.history(NORM)).double().mean(1)
         right = logits.argmax(1) == train.targets
         self.folder.append(
-            self.cell
+            self.cell.values
             | asdict(result)
             | {
                 "corrupted_accuracy": _share(right[train.is_corrupted]),
@@ -106,7 +101,7 @@ class Recorder(Callback):
             self.probes[part],
             radius=self.radius,
             max_steps=self.steps,
-            generator=seeds.generator(self.cell["seed"], "csr", part, epoch),
+            generator=seeds.generator(self.cell.seed, "csr", part, epoch),
             batch_size=CHUNK,
         )
         return float(ratio)
@@ -121,24 +116,16 @@ class Recorder(Callback):
 
     def write_examples(self, path: Path, model: nn.Module, train: Tensors) -> None:
         """Write a Parquet file of one row per training example: labels, noise, all scores."""
-        pa, parquet = require("pyarrow"), require("pyarrow.parquet")
         weight = next(model.parameters())
         table = {
-            **{name: [value] * len(train) for name, value in self.cell.items()},
+            **{name: [value] * len(train) for name, value in self.cell.values.items()},
             "label": train.targets.cpu().numpy(),
             "clean_label": train.clean_targets.cpu().numpy(),
             "is_corrupted": train.is_corrupted.cpu().numpy(),
             "prediction": predict(model, train.inputs.to(weight)).argmax(1).cpu().numpy(),
             **self.ledger.scores(),
         }
-        with replace_atomically(path) as temporary:
-            parquet.write_table(pa.table(table), temporary, compression="zstd")
-
-
-def predict(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits of a whole set in eval mode, by chunks."""
-    with untouched(model, evaluating=True) as forward, torch.no_grad():
-        return torch.cat([forward(chunk) for chunk in inputs.split(CHUNK)])
+        write_parquet(path, table)
 
 
 def _share(values: Tensor) -> float | None:

@@ -6,19 +6,18 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memtools.extras import require
-from memtools.studies.folder import RunFolder
-from memtools.studies.memorization.conditions import CONDITIONS, Condition
+from memtools.studies.cells import Cell
+from memtools.studies.conditions import Condition
+from memtools.studies.data import Data
+from memtools.studies.folder import RunFolder, read_parquet
+from memtools.studies.memorization.conditions import CONDITIONS
 from memtools.studies.memorization.config import Config
-from memtools.studies.memorization.experiment import Data
 from memtools.studies.memorization.recorder import NORM
+from memtools.studies.summary import Curves, Summary, Table, curves_of, percent
 
-__all__ = ["COLUMNS", "Outcome", "Sizes", "Summary", "summarise", "table_row"]
-
-Curves = NDArray[np.float64]
-"""One row per seed, one column per epoch."""
+__all__ = ["COLUMNS", "Outcome", "Sizes", "summarise", "summary_of", "table_row"]
 
 
 @dataclass(frozen=True)
@@ -65,23 +64,6 @@ class Sizes:
         return cls(held_out, min(config.csr_examples, held_out), min(config.csr_examples, train))
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The study in words and numbers.
-
-    Attributes:
-        outcomes: One per condition.
-        table: One row of cells per condition, under :data:`COLUMNS`.
-        sentences: What the numbers show.
-        sizes: How many examples they are about.
-    """
-
-    outcomes: dict[str, Outcome]
-    table: list[list[str]]
-    sentences: list[str]
-    sizes: Sizes
-
-
 COLUMNS = (
     "trained on",
     "training accuracy",
@@ -96,84 +78,69 @@ COLUMNS = (
 DETECTORS = ("csl", NORM)
 
 
-def summarise(folder: RunFolder, sizes: Sizes) -> Summary:
+def summarise(folder: RunFolder, config: Config, data: Data) -> Summary:
     """Read a finished run folder.
 
     Args:
         folder: The folder of the memorization study.
-        sizes: Of its parts.
+        config: Its settings.
+        data: Its data.
 
     Returns:
-        A :class:`Summary`.
+        A :class:`Summary`; its outcomes are an :class:`Outcome` for each condition's key.
     """
+    return summary_of(folder, config, Sizes.of(config, data), len(data.train))
+
+
+def summary_of(folder: RunFolder, config: Config, sizes: Sizes, num_examples: int) -> Summary:
+    """The same for given numbers of examples."""
     rows = folder.rows()
-    seeds = folder.config["settings"]["seeds"]
-    outcomes = {c.key: _outcome(folder, rows, seeds, c) for c in CONDITIONS}
-    return Summary(
-        outcomes,
-        [table_row(outcome) for outcome in outcomes.values()],
-        list(_sentences(outcomes, folder.config["settings"], sizes)),
-        sizes,
-    )
+    outcomes = {c.key: _outcome(folder, rows, config.seeds, c) for c in CONDITIONS}
+    title = f"{config.dataset}: {num_examples:,} training examples"
+    table = Table(title, COLUMNS, [table_row(outcome) for outcome in outcomes.values()])
+    return Summary(outcomes, [table], list(_sentences(outcomes, config, sizes)))
 
 
 def _outcome(
-    folder: RunFolder, rows: list[dict[str, Any]], seeds: list[int], condition: Condition
+    folder: RunFolder, rows: list[dict[str, Any]], seeds: Sequence[int], condition: Condition
 ) -> Outcome:
-    parquet = require("pyarrow.parquet")
     metrics = require("sklearn.metrics")
-    of_seed = [
-        [row for row in rows if (row["condition"], row["seed"]) == (condition.key, seed)]
-        for seed in seeds
-    ]
-    names = [name for name in rows[0] if name not in ("condition", "seed")]
-    curves = {
-        name: np.array(
-            [[np.nan if r[name] is None else r[name] for r in epochs] for epochs in of_seed]
-        )
-        for name in names
-    }
+    cells = [Cell(condition, seed) for seed in seeds]
     norms, detection = [], {score: [] for score in DETECTORS}
-    for seed in seeds:
-        path = folder.path / "examples" / f"{condition.key}-seed{seed}.parquet"
-        try:
-            table = parquet.read_table(path).to_pydict()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read; remove it and resume the run") from error
+    for cell in cells:
+        table = read_parquet(folder.path / "examples" / f"{cell.name}.parquet")
         norms.append(np.array(table[NORM]))
         wrong = np.array(table["label"]) != np.array(table["clean_label"])
         if 0 < wrong.sum() < len(wrong):
             for score, values in detection.items():
                 values.append(float(metrics.roc_auc_score(wrong, table[score])))
-    return Outcome(condition, curves, np.stack(norms), detection)
+    return Outcome(condition, curves_of(rows, cells), np.stack(norms), detection)
 
 
 def table_row(outcome: Outcome) -> list[str]:
     """Cells of the table for one condition, under :data:`COLUMNS`."""
     return [
         outcome.condition.title,
-        _percent(outcome.final("train_accuracy")),
+        percent(outcome.final("train_accuracy")),
         _epochs(outcome.epochs_to_fit(), outcome.curves["epoch"].shape[1]),
-        _percent(outcome.curves["validation_accuracy"].max(1)),
-        _percent(outcome.final("validation_accuracy")),
+        percent(outcome.curves["validation_accuracy"].max(1)),
+        percent(outcome.final("validation_accuracy")),
         f"{mean(outcome.final('gini_of_running_mean')):.2f}",
-        _percent(outcome.final("csr_validation")),
-        _percent(outcome.final("csr_train")),
+        percent(outcome.final("csr_validation")),
+        percent(outcome.final("csr_train")),
     ]
 
 
-def _sentences(
-    outcomes: dict[str, Outcome], settings: dict[str, Any], sizes: Sizes
-) -> Iterator[str]:
+def _sentences(outcomes: dict[str, Outcome], config: Config, sizes: Sizes) -> Iterator[str]:
     real, labels = outcomes["real"], outcomes["random-labels-100"]
     inputs, part = outcomes["random-inputs-100"], outcomes["random-labels-40"]
-    epochs = settings["epochs"]
+    epochs = config.epochs
 
     yield (
-        f"Fitting: after {epochs} epochs the network has {_percent(real.final('train_accuracy'))} "
+        f"Fitting: after {epochs} epochs the network has {percent(real.final('train_accuracy'))} "
         f"of the training examples right with real labels, "
-        f"{_percent(labels.final('train_accuracy'))} with random labels and "
-        f"{_percent(inputs.final('train_accuracy'))} with random inputs."
+        f"{percent(labels.final('train_accuracy'))} with random labels and "
+        f"{percent(inputs.final('train_accuracy'))} with random inputs."
     )
 
     gini = "gini_of_running_mean"
@@ -191,27 +158,27 @@ def _sentences(
     # examples, in every seed, are called a rise or a fall.
     noise = 3 * np.sqrt(best * (1 - best) / sizes.held_out)
     rises, falls = (best - validation[:, 0] > noise).all(), (best - last > noise).all()
-    peak = f"{_percent(best)} (epoch {median(validation.argmax(1) + 1):.0f})"
+    peak = f"{percent(best)} (epoch {median(validation.argmax(1) + 1):.0f})"
     course = {
-        (True, True): f"rises to {peak}, then falls to {_percent(last)}",
-        (True, False): f"rises to {peak} and ends at {_percent(last)}",
-        (False, True): f"falls from {peak} to {_percent(last)}",
-        (False, False): f"ends at {_percent(last)}, its best being {peak}",
+        (True, True): f"rises to {peak}, then falls to {percent(last)}",
+        (True, False): f"rises to {peak} and ends at {percent(last)}",
+        (False, True): f"falls from {peak} to {percent(last)}",
+        (False, False): f"ends at {percent(last)}, its best being {peak}",
     }[bool(rises), bool(falls)]
     yield (
         f"Memorising: with 40% random labels, validation accuracy {course}, while the share of the "
         f"randomly labelled examples that get the label they were given goes from "
-        f"{_percent(part.curves['corrupted_accuracy'][:, 0])} to "
-        f"{_percent(part.final('corrupted_accuracy'))}."
+        f"{percent(part.curves['corrupted_accuracy'][:, 0])} to "
+        f"{percent(part.final('corrupted_accuracy'))}."
     )
 
     csr = "csr_validation"
     yield (
-        f"Decision boundaries: a search of {settings['csr_steps']} steps finds another predicted "
-        f"class within ±{settings['radius']:.3g} per pixel around "
-        f"{_percent(real.final(csr))} of {sizes.searched} held-out examples after training on real "
-        f"labels, {_percent(labels.final(csr))} after random labels and "
-        f"{_percent(inputs.final(csr))} after random inputs. That is more than after real labels "
+        f"Decision boundaries: a search of {config.csr_steps} steps finds another predicted "
+        f"class within ±{config.radius:.3g} per pixel around "
+        f"{percent(real.final(csr))} of {sizes.searched} held-out examples after training on real "
+        f"labels, {percent(labels.final(csr))} after random labels and "
+        f"{percent(inputs.final(csr))} after random inputs. That is more than after real labels "
         f"in {_wins(labels, real, csr)} with random labels and in {_wins(inputs, real, csr)} with "
         f"random inputs."
     )
@@ -234,13 +201,6 @@ def _wins(higher: Outcome, lower: Outcome, name: str) -> str:
     """In how many seeds one condition ends above another."""
     wins = higher.final(name) > lower.final(name)
     return f"{wins.sum()} of {len(wins)} seed{'s' if len(wins) > 1 else ''}"
-
-
-def _percent(values: Sequence[float] | Curves) -> str:
-    share = 100 * float(np.mean(values))
-    if 0 < share < 0.1 or 99.9 < share < 100:
-        return "<0.1%" if share < 1 else ">99.9%"
-    return f"{share:.0f}%" if share in (0, 100) or 1 <= share <= 99 else f"{share:.1f}%"
 
 
 def _epochs(numbers: list[float], allowed: int) -> str:

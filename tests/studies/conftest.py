@@ -1,0 +1,44 @@
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from memtools.report.drawing import Figure
+from memtools.studies.config import Settings
+
+
+@pytest.fixture(scope="session")
+def contents():
+    """What is in a folder: the hash of each file by its path."""
+
+    def hashes(folder: Path) -> dict[str, str]:
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+
+    return hashes
+
+
+@pytest.fixture(scope="session")
+def check_page():
+    """Check that the page of a run needs nothing else, and has every figure and setting."""
+
+    def check(folder: Path, figures: Sequence[Figure], config: type[Settings]) -> None:
+        page = (folder / "report.html").read_text()
+        links = re.findall(r'(?:src|href)="([^"]*)"', page)
+        assert links
+        assert all(link.startswith("data:image/") for link in links)
+        assert "http" not in re.sub(r'"data:[^"]*"', "", page)
+        for figure in figures:
+            assert figure.title in page
+            assert (folder / "figures" / f"{figure.name}.png").stat().st_size > 0
+            assert (folder / "figures" / f"{figure.name}.svg").stat().st_size > 0
+        for setting in fields(config):
+            assert f"<td>{setting.name}</td>" in page
+
+    return check

@@ -8,7 +8,7 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ UPDATES = 400
 class Cost(NamedTuple):
     """A way to the sensitivities at so many evaluation times; the fields are the columns."""
 
+    threads: int
     times: int
     tool: str
     ratio: float
@@ -77,6 +78,7 @@ def costs(updates: int, effort: Effort) -> Iterator[Cost]:
         }
         for name, t in in_turn(ours, others, effort).items():
             yield Cost(
+                torch.get_num_threads(),
                 len(times),
                 name or "memtools",
                 t.ratio,
@@ -86,6 +88,14 @@ def costs(updates: int, effort: Effort) -> Iterator[Cost]:
                 t.seconds,
                 None if name else error,
             )
+
+
+def costs_on(threads: Sequence[int], updates: int, effort: Effort) -> Iterator[Cost]:
+    before = torch.get_num_threads()
+    for number in threads:
+        torch.set_num_threads(number)
+        yield from costs(updates, effort)
+    torch.set_num_threads(before)
 
 
 def sensitivity(tape: TrainingTape, training: Training, at: list[int], **options: Any) -> Tensor:
@@ -174,7 +184,7 @@ def main() -> None:
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n", flush=True)
     found: dict[type, list[Any]] = {Cost: [], Memory: [], Approximation: []}
     for kind, rows in (
-        (Cost, costs(updates, QUICK if arguments.quick else FULL)),
+        (Cost, costs_on((1, 2), updates, QUICK if arguments.quick else FULL)),
         (Memory, memory(arguments.quick)),
         (Approximation, approximations(updates)),
     ):

@@ -40,13 +40,13 @@ def _rows(path: Path) -> list[Record]:
 def cost_table() -> str:
     rows = []
     costs = _rows(COSTS)
-    for times in dict.fromkeys(row["times"] for row in costs):
-        of = {row["tool"]: row for row in costs if row["times"] == times}
+    for key in dict.fromkeys((row["threads"], row["times"]) for row in costs):
+        of = {row["tool"]: row for row in costs if (row["threads"], row["times"]) == key}
         ours, training, unrolled = of["memtools"], of["training"], of["unrolled loop"]
         spread = f"{number(unrolled['ratio_p20'])} to {number(unrolled['ratio_p80'])}"
         rows.append(
             [
-                times,
+                *key,
                 f"{float(ours['seconds']):.2f} s",
                 f"{number(str(1 / float(training['ratio'])))}",
                 f"{float(unrolled['seconds']):.1f} s",
@@ -54,7 +54,7 @@ def cost_table() -> str:
                 f"{float(ours['relative_error']):.0e}".replace("e-0", "e-"),
             ]
         )
-    head = ["evaluation times", "memtools", "times the training", "unrolled loop"]
+    head = ["threads", "evaluation times", "memtools", "times the training", "unrolled loop"]
     return table([*head, "unrolled / memtools", "largest difference"], rows)
 
 
@@ -79,7 +79,7 @@ def _where() -> str:
     settings = json.loads(SETTINGS.read_text())
     quick = "**A quick run: these numbers mean little.** " if settings["quick"] else ""
     return (
-        f"{quick}torch {settings['torch']}, {settings['threads']} thread of "
+        f"{quick}torch {settings['torch']}, "
         f"{settings['processor']}, commit {settings['commit'][:7]}."
     )
 
@@ -97,14 +97,14 @@ def page() -> str:
             "The paper's setting: TinyMLP of 2 x 16 units on 1,000 real images of 14x14, batches "
             "of 50, 400 updates (20 epochs) of plain SGD, float32. The unrolled loop is autograd "
             "through one graph of the whole training, one sweep back for each evaluation time. "
-            "Both run in turn inside one process: medians over the rounds, 20th and 80th "
+            "Both run in turn inside one process, on as many threads: medians over the rounds, 20th and 80th "
             "percentile in brackets.",
             f"![Peak memory against the number of updates](results/{FIGURE.name})",
             "Memory at the peak of training, recording and the sensitivities at 8 times.",
             approximation_table(),
             "Approximations to the mean over all 400 updates: time over that of the exact result, "
             "the error of an example in the middle of all, the rank correlation with the exact "
-            "values, and what the Gini coefficient is off. " + _where(),
+            "values, and what the Gini coefficient is off; one thread. " + _where(),
         ]
     )
 

@@ -97,8 +97,8 @@ def page() -> str:
             "The paper's setting: TinyMLP of 2 x 16 units on 1,000 real images of 14x14, batches "
             "of 50, 400 updates (20 epochs) of plain SGD, float32. The unrolled loop is autograd "
             "through one graph of the whole training, one sweep back for each evaluation time. "
-            "Both run in turn inside one process, on as many threads: medians over the rounds, 20th and 80th "
-            "percentile in brackets.",
+            "Both run in turn inside one process, on as many threads: medians over the rounds, "
+            "20th and 80th percentile in brackets.",
             f"![Peak memory against the number of updates](results/{FIGURE.name})",
             "Memory at the peak of training, recording and the sensitivities at 8 times.",
             approximation_table(),

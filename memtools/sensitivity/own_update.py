@@ -56,13 +56,13 @@ class OwnUpdate:
         with torch.enable_grad():
             after, pull_one, *_ = vjp(lambda v, g: self.apply(v, g, slices), vectors, gradient)
 
-        def pull(adjoints: Vectors) -> tuple[Vectors, Tensor]:
+        def pull(adjoints: Vectors) -> tuple[Vectors, Tensor, float]:
             count = len(adjoints[WEIGHT])
             given = {
                 name: adjoints.get(name, vector.new_zeros(1).expand(count, len(vector)))
                 for name, vector in after.items()
             }
-            return vmap(pull_one)(given)
+            return *vmap(pull_one)(given), 1.0
 
         return pull
 

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -75,7 +76,8 @@ class Run:
 
     def repeats(self, columns: Sequence[Column]) -> Tensor:
         """How often the time of each column was asked for."""
-        counts = [self.times.count(column.time) for column in columns]
+        asked = Counter(self.times)
+        counts = [asked[column.time] for column in columns]
         return torch.tensor(counts, device=self._tape.device, dtype=self._tape.dtype)
 
     def rows(

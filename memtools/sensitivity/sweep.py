@@ -101,7 +101,7 @@ class _Block:
     def __init__(self, plan: Plan, columns: Sequence[Column]) -> None:
         self.columns = columns
         self._plan = plan
-        self._started = 0
+        self._started = self._stopped = 0
         # As many rows as in any block, so that all have the shape of the traced program.
         state = plan.history.state(columns[0].time)
         self._adjoints: Vectors = {
@@ -131,26 +131,28 @@ class _Block:
 
     def stop(self, time: int) -> None:
         """Let the columns of this time go no further back."""
-        for row, column in enumerate(self.columns[: self._started]):
-            if column.time == time:
-                for rows in (*self._adjoints.values(), *self._statistics.values()):
-                    rows[row] = 0
+        while self._stopped < self._started and self.columns[self._stopped].time == time:
+            for rows in (*self._adjoints.values(), *self._statistics.values()):
+                rows[self._stopped] = 0
+            self._stopped += 1
 
     def back(self, update: Update) -> None:
         """Go back one update."""
-        self._adjoints, of_gradient = update.pull_back(self._adjoints)
+        self._adjoints, of_gradient, factor = update.pull_back(self._adjoints)
+        if self._statistics:  # whose own adjoints are pulled together with the gradient's
+            of_gradient, factor = of_gradient * factor, 1.0
         live = self._started
         pulled = update.gradient.pull(of_gradient, self._statistics, live)
         of_weights = self._plan.objective.split(self._adjoints[WEIGHT][:live])
         for rows, more in zip(of_weights, pulled.weights, strict=True):
-            rows += more[:live]
+            rows.add_(more[:live], alpha=factor)
         for name, rows in pulled.statistics.items():
             self._statistics[name][:live] = rows[:live]
-        self._add(self.sums[:live], update.indices, pulled.examples[:live])
+        self._add(self.sums[:live], update.indices, pulled.examples[:live], factor)
 
-    def _add(self, sums: Tensor, indices: Tensor, gradients: Tensor) -> None:
+    def _add(self, sums: Tensor, indices: Tensor, gradients: Tensor, factor: float = 1.0) -> None:
         places = self._plan.places[indices]
         if self._plan.is_partial:
             wanted = places >= 0
             places, gradients = places[wanted], gradients[:, wanted]
-        sums.index_add_(1, places, self._plan.gathered.add(gradients))
+        sums.index_add_(1, places, self._plan.gathered.add(gradients), alpha=factor)

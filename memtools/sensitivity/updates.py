@@ -77,7 +77,9 @@ class Rule:
             for part in slices
         ]
 
-        def pull(adjoints: Vectors) -> tuple[Vectors, Tensor]:
+        common = _multiple(jacobians)
+
+        def pull(adjoints: Vectors) -> tuple[Vectors, Tensor, float]:
             like = adjoints[WEIGHT]
             before = {}
             for name in vectors:
@@ -87,10 +89,12 @@ class Rule:
                     before[name] = torch.empty_like(like)
                     for part, jacobian in zip(slices, jacobians, strict=True):
                         _combine(before[name], adjoints, part, jacobian, name)
+            if common is not None and common[0] in adjoints:
+                return before, adjoints[common[0]], common[1]
             of_gradient = torch.empty_like(like)
             for part, jacobian in zip(slices, jacobians, strict=True):
                 _combine(of_gradient, adjoints, part, jacobian, GRADIENT)
-            return before, of_gradient
+            return before, of_gradient, 1.0
 
         return pull
 
@@ -113,9 +117,20 @@ class Rule:
             }
 
 
-PullBack = Callable[[Vectors], tuple[Vectors, Tensor]]
+PullBack = Callable[[Vectors], tuple[Vectors, Tensor, float]]
 """From adjoints of the vectors after an update, each ``(K, P)``, to those before, and the
-gradient's."""
+gradient's: a tensor and a factor for it. It may be one of the given tensors."""
+
+
+def _multiple(jacobians: list[Jacobian | None]) -> tuple[str, float] | None:
+    """The new vector whose adjoint, times a number, is the gradient's; as for plain SGD."""
+    found = set()
+    for jacobian in jacobians:
+        terms = [(new, old[GRADIENT]) for new, old in (jacobian or {}).items() if GRADIENT in old]
+        if len(terms) != 1 or isinstance(terms[0][1], Tensor):
+            return None
+        found.add(terms[0])
+    return found.pop() if len(found) == 1 else None
 
 
 def _is_copy(jacobian: Jacobian | None, name: str) -> bool:

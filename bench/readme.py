@@ -1,7 +1,7 @@
 """The tables and figures of the main README and of bench/README.md, made from ``bench/results``.
 
-``python -m bench.readme [RUN_FOLDER]``: keep the results of a finished memorization study, if one
-is named, then write the generated parts of both anew.
+``python -m bench.readme [RUN_FOLDER ...]``: keep the results of finished studies, if any are named,
+then write the generated parts of both anew.
 """
 
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import gradient_norms_report, sensitivity_report
+from bench import gradient_norms_report, sensitivity_report, verdicts
 from memtools.report.drawing import canvas, save
 from memtools.report.figures.memorization import FIGURES
 from memtools.studies.memorization.conditions import CONDITIONS
@@ -36,6 +36,14 @@ COLUMN_NAMES = (
 def keep(folder: Path) -> None:
     """Copy what the README shows out of a run folder, made by the code that is checked out."""
     RESULTS.mkdir(exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"].pop("data_dir")  # somebody's own path
+    config["commit"] = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if config["study"] == "sensitivity":
+        verdicts.keep(folder, config)
+        return
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     with CURVES.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -43,11 +51,6 @@ def keep(folder: Path) -> None:
         for row in rows:
             values = [row[name] for name in COLUMN_NAMES]
             writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
-    config = json.loads((folder / "config.json").read_text())
-    config["settings"].pop("data_dir")  # somebody's own path
-    config["commit"] = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
     SETTINGS.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -102,6 +105,7 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "memorization": memorization_part,
         "gradient norms": gradient_norms_report.compact,
         "loss sensitivity": sensitivity_report.compact,
+        "verdicts": verdicts.part,
     },
     ROOT / "bench" / "README.md": {
         "gradient norms": gradient_norms_report.page,
@@ -134,8 +138,8 @@ def draw() -> None:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        keep(Path(sys.argv[1]))
+    for folder in sys.argv[1:]:
+        keep(Path(folder))
     draw()
     gradient_norms_report.draw()
     sensitivity_report.draw()

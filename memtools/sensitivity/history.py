@@ -10,14 +10,12 @@ from memtools.sensitivity.examples import Examples
 from memtools.sensitivity.fingerprints import size_of, state_of, weights_of
 from memtools.sensitivity.own_update import OwnUpdate
 from memtools.sensitivity.products import Gradient, Point, Products
+from memtools.sensitivity.quick import ROUNDINGS
 from memtools.sensitivity.storage import Snapshot
 from memtools.sensitivity.tape import TrainingTape
 from memtools.sensitivity.updates import WEIGHT, PullBack, Slice, Vectors
 
 __all__ = ["History", "Update"]
-
-ROUNDINGS = 2**14
-"""Differences of so many roundings are put down to another order of summation."""
 
 SPREAD = 8
 """Standard deviations within which a random projection is expected."""

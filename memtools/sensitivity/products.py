@@ -81,7 +81,7 @@ class Gradient(Protocol):
 
 
 class Products:
-    """Gradients of batches, by a traced program where that can be had.
+    """Gradients of batches, by a recorded program where that can be had.
 
     Args:
         replay: The model.
@@ -93,7 +93,7 @@ class Products:
         self._replay = replay
         self._count = count
         self._of_losses = of_losses
-        self._programs: dict[Any, _Traced | None] = {}
+        self._programs: dict[Any, _Recorded | None] = {}
 
     def at(self, step: Step, point: Point) -> Gradient:
         """The gradient of an update at a point.
@@ -101,13 +101,13 @@ class Products:
         Raises:
             ValueError: If the model has no second derivative, or changes a buffer.
         """
-        # Running statistics have a derivative of their own, which the traced program lacks.
-        is_traceable = not self._replay.updates_statistics(step)
+        # Running statistics have a derivative of their own, which the recorded program lacks.
+        is_recordable = not self._replay.updates_statistics(step)
         key = (point.inputs.shape, point.targets.shape, point.targets.dtype, step.modes)
         with self._replay.as_in(step):
-            if is_traceable and key not in self._programs:
-                self._programs[key] = self._traced(step, point)
-            program = self._programs[key] if is_traceable else None
+            if is_recordable and key not in self._programs:
+                self._programs[key] = self._recorded(step, point)
+            program = self._programs[key] if is_recordable else None
             if program is None:
                 return _Plain(self._replay, point, self._of_losses)
             return program.at(point)
@@ -117,9 +117,9 @@ class Products:
         with self._replay.as_in(step):
             return _Plain(self._replay, point, self._of_losses)
 
-    def _traced(self, step: Step, point: Point) -> "_Traced | None":
+    def _recorded(self, step: Step, point: Point) -> "_Recorded | None":
         try:
-            program = _Traced(self._replay, point, self._count, self._of_losses)
+            program = _Recorded(self._replay, point, self._count, self._of_losses)
             return program if self._agrees(program, step, point) else None
         except ValueError:
             raise
@@ -128,7 +128,7 @@ class Products:
         finally:
             self._replay.rewind(step)
 
-    def _agrees(self, program: "_Traced", step: Step, point: Point) -> bool:
+    def _agrees(self, program: "_Recorded", step: Step, point: Point) -> bool:
         """Whether a recorded program and autograd give the same."""
         # Elsewhere than where it was recorded, so that what it took for constant is noticed.
         point = Point(
@@ -190,7 +190,7 @@ class _Plain:
         adjoints = adjoints[:live]
         statistics = {name: rows[:live] for name, rows in statistics.items()}
         results = [*self._gradients, *self._after.values()]
-        given = [*self._split(adjoints)]
+        given = self._split(adjoints)
         for name, value in self._after.items():
             zero = value.new_zeros(1).expand(len(adjoints), *value.shape)
             given.append(statistics.get(name, zero))
@@ -198,11 +198,7 @@ class _Plain:
         sources = [*self._weights, self._examples, *self._statistics.values()]
         found = _pull_all([r for r, _ in pairs], [v for _, v in pairs], sources, len(adjoints))
         weights, (examples, *rest) = found[: len(self._weights)], found[len(self._weights) :]
-        return Pulled(
-            weights,
-            examples,
-            dict(zip(self._statistics, rest, strict=True)),
-        )
+        return Pulled(weights, examples, dict(zip(self._statistics, rest, strict=True)))
 
 
 def _pull_all(
@@ -241,7 +237,7 @@ def _pull_each(
     return [None if column[0] is None else torch.stack(column) for column in columns]
 
 
-class _Traced:
+class _Recorded:
     """The gradient and its derivative as a flat list of operators, for one shape of batch."""
 
     def __init__(self, replay: Replay, point: Point, count: int, of_losses: bool) -> None:
@@ -278,13 +274,13 @@ class _Traced:
         buffers = [point.buffers[name] for name in self._names]
         return [*self._split(point.weights), point.inputs, point.targets, *buffers]
 
-    def at(self, point: Point) -> "_TracedGradient":
+    def at(self, point: Point) -> "_RecordedGradient":
         with below_autograd():
             results, known = self._program.run(self._arguments(point))
         number = self._number
         value = torch.cat([g.reshape(-1) for g in results[:number]])
         buffers = dict(zip(self._names, results[number + 1 :], strict=True))
-        return _TracedGradient(self, value, buffers, known)
+        return _RecordedGradient(self, value, buffers, known)
 
     def pull(
         self, known: Sequence[Tensor], adjoints: Tensor, statistics: Buffers, live: int
@@ -297,11 +293,11 @@ class _Traced:
 
 
 @dataclass(frozen=True)
-class _TracedGradient:
-    traced: _Traced
+class _RecordedGradient:
+    recorded: _Recorded
     value: Tensor
     buffers: Buffers
     known: Sequence[Tensor]
 
     def pull(self, adjoints: Tensor, statistics: Buffers, live: int) -> Pulled:
-        return self.traced.pull(self.known, adjoints, statistics, live)
+        return self.recorded.pull(self.known, adjoints, statistics, live)

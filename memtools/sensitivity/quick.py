@@ -8,9 +8,10 @@ from torch import Tensor
 
 from memtools.sensitivity.program import below_autograd, record
 
-__all__ = ["Quick", "is_close", "nearby"]
+__all__ = ["ROUNDINGS", "Quick", "is_close", "nearby"]
 
 ROUNDINGS = 2**14
+"""Differences of so many roundings are put down to another order of summation."""
 
 
 class Quick:

@@ -102,7 +102,7 @@ class _Block:
         self.columns = columns
         self._plan = plan
         self._started = self._stopped = 0
-        # As many rows as in any block, so that all have the shape of the traced program.
+        # As many rows as in any block, so that all have the shape of the recorded program.
         state = plan.history.state(columns[0].time)
         self._adjoints: Vectors = {
             name: v.new_zeros(plan.block, len(v)) for name, v in state.vectors.items()

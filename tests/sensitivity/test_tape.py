@@ -720,3 +720,22 @@ def test_a_loader_in_place_of_data(cases):
     loader = torch.utils.data.DataLoader(Tensors(case.x, case.y))
     with pytest.raises(TypeError, match="DataLoader"):
         memtools.loss_sensitivity(cases.train(case, tape={}).tape, loader)
+
+
+@pytest.mark.parametrize("is_given", ["the compiled one", "the model in it"])
+def test_a_compiled_model(is_given):
+    """With dropout, whose numbers a replay has to draw as the training did."""
+    torch.manual_seed(0)
+    model = memtools.models.MLP((4,), 3, width=6, dropout=0.2)
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = SGD(model.parameters(), lr=0.1)
+    tape = memtools.TrainingTape(compiled if is_given == "the compiled one" else model, optimizer)
+    inputs, targets = torch.randn(20, 4), torch.randint(3, (20,))
+    for indices in torch.randperm(20).split(5):
+        optimizer.zero_grad()
+        F.cross_entropy(compiled(inputs[indices]), targets[indices]).backward()
+        tape.record(indices)
+        optimizer.step()
+    assert (memtools.loss_sensitivity(tape, (inputs, targets), at=4) > 0).all()
+    tape.close()
+    assert not model._forward_pre_hooks

@@ -491,7 +491,12 @@ def test_many_updates_of_adam_in_float32(model, every, cases):
 
 
 def test_a_bias_before_batch_norm_has_no_gradient_but_roundings_which_adam_blows_up(cases):
-    """With all weights kept they do no harm; recomputed ones drift away, which is noticed."""
-    assert many_updates_of_adam_in_float32(cases, "batch_norm", 1).isfinite().all()
-    with pytest.raises(ValueError, match="smaller every"):
-        many_updates_of_adam_in_float32(cases, "batch_norm", 100)
+    """With all weights kept they do no harm; recomputed ones may drift away, which is noticed."""
+    exact = many_updates_of_adam_in_float32(cases, "batch_norm", 1)
+    assert exact.isfinite().all()
+    try:
+        found = many_updates_of_adam_in_float32(cases, "batch_norm", 100)
+    except ValueError as error:
+        assert "smaller every" in str(error)
+    else:
+        assert_near(found, exact, 1e-2)

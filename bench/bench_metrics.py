@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import memtools
+from bench.unrolled import paper, recorded, unrolled
 from memtools.data import Tensors
 from memtools.models import MLP
 from memtools.training import Trainer
@@ -106,6 +107,24 @@ def test_critical_sample_ratio(way, problem, benchmark):
         return critical_by_loop(model, inputs, radius, 10)
 
     assert ours() == pytest.approx(loop(), abs=2 / BATCH)
+    benchmark(ours if way == "memtools" else loop)
+
+
+@pytest.mark.parametrize("way", ["memtools", "reference"])
+def test_loss_sensitivity(way, benchmark):
+    benchmark.group = "loss sensitivity at 10 times of 40 updates, TinyMLP, 1,000 examples"
+    training = paper(40)
+    tape = recorded(training)
+    times = tape.spaced(10)
+
+    def ours() -> Tensor:
+        return memtools.loss_sensitivity(tape, (training.inputs, training.targets), at=times)
+
+    def loop() -> Tensor:
+        return unrolled(training, times)
+
+    expected = loop()
+    assert (ours() - expected).abs().max() <= 1e-4 * expected.abs().max()
     benchmark(ours if way == "memtools" else loop)
 
 

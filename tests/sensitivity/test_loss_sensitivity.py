@@ -494,9 +494,10 @@ def test_a_bias_before_batch_norm_has_no_gradient_but_roundings_which_adam_blows
     """With all weights kept they do no harm; recomputed ones may drift away, which is noticed."""
     exact = many_updates_of_adam_in_float32(cases, "batch_norm", 1)
     assert exact.isfinite().all()
+    found, refusal = exact, ""
     try:
         found = many_updates_of_adam_in_float32(cases, "batch_norm", 100)
     except ValueError as error:
-        assert "smaller every" in str(error)
-    else:
-        assert_near(found, exact, 1e-2)
+        refusal = str(error)
+    assert "smaller every" in refusal or not refusal
+    assert_near(found, exact, 1e-2)

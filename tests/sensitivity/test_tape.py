@@ -728,6 +728,7 @@ def test_a_compiled_model(is_given):
     torch.manual_seed(0)
     model = memtools.models.MLP((4,), 3, width=6, dropout=0.2)
     compiled = torch.compile(model, backend="aot_eager")
+    assert isinstance(compiled, nn.Module)
     optimizer = SGD(model.parameters(), lr=0.1)
     tape = memtools.TrainingTape(compiled if is_given == "the compiled one" else model, optimizer)
     inputs, targets = torch.randn(20, 4), torch.randint(3, (20,))

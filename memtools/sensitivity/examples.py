@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from memtools.batch import check_batch
 from memtools.data import in_memory
+from memtools.guard import plain
 
 __all__ = ["Examples"]
 
@@ -51,9 +52,10 @@ class Examples:
             check_batch(inputs, targets)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-        self.inputs = inputs.detach().to(device, dtype)
-        self.targets = targets.detach().to(device)
-        self._everything = torch.arange(len(self.inputs), device=device)
+        with torch.inference_mode(False):  # what is made in it can have no gradient
+            self.inputs = plain(inputs).to(device, dtype)
+            self.targets = plain(targets).to(device)
+            self._everything = torch.arange(len(self.inputs), device=device)
         if not bool(self.inputs.isfinite().all()):
             raise ValueError(f"{name} holds inputs that are NaN or infinite; leave them out")
 

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from memtools.sensitivity.updates import WEIGHT, Vectors
 
-__all__ = ["fingerprint", "probe_like", "random_state", "size_of", "state_of", "weights_of"]
+__all__ = [
+    "drew_since",
+    "fingerprint",
+    "probe_like",
+    "random_state",
+    "size_of",
+    "state_of",
+    "weights_of",
+]
 
 
 def probe_like(size: int, weights: Tensor) -> Tensor:
@@ -48,6 +56,11 @@ def random_state(device: torch.device) -> tuple[Tensor, ...]:
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return tuple(states)
+
+
+def drew_since(before: tuple[Tensor, ...], device: torch.device) -> bool:
+    """Whether torch has drawn random numbers since a :func:`random_state`."""
+    return not all(torch.equal(a, b) for a, b in zip(before, random_state(device), strict=True))
 
 
 def weights_of(vectors: Vectors) -> Tensor:

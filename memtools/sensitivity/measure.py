@@ -102,7 +102,6 @@ def loss_sensitivity(
         >>> memtools.gini(sensitivity.mean(0)) < 1
         tensor(True)
     """
-    _check_part(part)
     _check_p(p)
     if signed and (part == "direct" or sketch is not None or p != 1):
         raise ValueError(
@@ -111,16 +110,16 @@ def loss_sensitivity(
         )
     if sketch is not None and (sketch < 1 or p == math.inf):
         raise ValueError(f"sketch must be at least 1, for p = 1 or 2, got {sketch} for p = {p}")
-    with Run(tape, data, at, objective, window, memory, progress) as run:
-        inputs = run.examples.inputs
-        gathered: InputGradients
-        if signed:
-            gathered = ExampleWeights(())
-        elif sketch is not None:
-            gathered = Sketch(inputs[0], p, sketch)
-        else:
-            gathered = InputNorms(inputs.shape[1:], p)
-        return run.rows(gathered, part, torch.arange(len(inputs)), ())
+    run = Run(tape, data, at, part, objective, window, memory, progress)
+    inputs = run.examples.inputs
+    gathered: InputGradients
+    if signed:
+        gathered = ExampleWeights(())
+    elif sketch is not None:
+        gathered = Sketch(inputs[0], p, sketch)
+    else:
+        gathered = InputNorms(inputs.shape[1:], p)
+    return run.rows(gathered, torch.arange(len(inputs)))
 
 
 def per_class_loss_sensitivity(
@@ -164,31 +163,31 @@ def per_class_loss_sensitivity(
         TypeError: As for :func:`loss_sensitivity`.
         ValueError: As for :func:`loss_sensitivity`, or if targets are no class numbers.
     """
-    _check_part(part)
     _check_p(p)
-    with Run(tape, data, at, None, window, memory, progress) as run:
-        targets = run.examples.targets
-        classes = num_classes
-        check_targets(targets, int(targets.max()) + 1 if targets.ndim == 1 else 2)
-        if classes is None:
-            classes = int(targets.max()) + 1
-        elif classes <= int(targets.max()):
-            raise ValueError(
-                f"num_classes must be more than the largest class number, {int(targets.max())}, "
-                f"got {classes}; leave it out"
-            )
-        members = F.one_hot(targets.long(), classes).to(run.examples.inputs)
-        counts = members.sum(0)
-        gathered = InputNorms(run.examples.inputs.shape[1:], p)
-        total = members.new_zeros(classes, classes)
+    run = Run(tape, data, at, part, None, window, memory, progress)
+    targets = run.examples.targets
+    classes = num_classes
+    check_targets(targets, int(targets.max()) + 1 if targets.ndim == 1 else 2)
+    if classes is None:
+        classes = int(targets.max()) + 1
+    elif classes <= int(targets.max()):
+        raise ValueError(
+            f"num_classes must be more than the largest class number, {int(targets.max())}, "
+            f"got {classes}; leave it out"
+        )
+    members = F.one_hot(targets.long(), classes).to(run.examples.inputs)
+    counts = members.sum(0)
+    gathered = InputNorms(run.examples.inputs.shape[1:], p)
+    found: list[tuple[int, Tensor]] = []
 
-        def finish(columns: Sequence[Column], sums: Tensor) -> None:
-            rows = (gathered.result(sums) @ members / counts) * run.repeats(columns)[:, None]
-            total.index_add_(0, torch.tensor([c.term for c in columns], device=rows.device), rows)
+    def finish(columns: Sequence[Column], sums: Tensor) -> None:
+        rows = (gathered.result(sums) @ members / counts) * run.repeats(columns)[:, None]
+        found.extend((column.term, row) for column, row in zip(columns, rows, strict=True))
 
-        places = torch.arange(len(targets))
-        run.sweep(gathered, part, places, terms_of_classes(targets, classes), finish)
-        return total / len(run.times)
+    places = torch.arange(len(targets))
+    run.sweep(gathered, places, terms_of_classes(targets, classes), finish)
+    of_class = [[row for term, row in found if term == c] for c in range(classes)]
+    return torch.stack([torch.stack(rows).sum(0) for rows in of_class]) / len(run.times)
 
 
 def sensitivity_maps(
@@ -226,29 +225,22 @@ def sensitivity_maps(
         ValueError: As for :func:`loss_sensitivity`, or if ``examples`` are out of range or
             repeated.
     """
-    _check_part(part)
-    with Run(tape, data, at, objective, window, memory, progress) as run:
-        n, shape = len(run.examples), run.examples.inputs.shape[1:]
-        wanted = torch.as_tensor(examples).cpu().flatten()
-        if (
-            len(wanted) == 0
-            or wanted.is_floating_point()
-            or wanted.dtype == torch.bool
-            or len(wanted.unique()) != len(wanted)
-            or not 0 <= int(wanted.min()) <= int(wanted.max()) < n
-        ):
-            raise ValueError(
-                f"examples must be different numbers in 0..{n - 1}, at least one, got "
-                f"{wanted.tolist()}"
-            )
-        places = torch.full((n,), -1)
-        places[wanted.long()] = torch.arange(len(wanted))
-        return run.rows(InputGradients(shape), part, places, shape)
-
-
-def _check_part(part: str) -> None:
-    if part not in ("total", "direct", "indirect"):
-        raise ValueError(f'part must be "total", "direct" or "indirect", got {part!r}')
+    run = Run(tape, data, at, part, objective, window, memory, progress)
+    n, shape = len(run.examples), run.examples.inputs.shape[1:]
+    wanted = torch.as_tensor(examples).cpu().flatten()
+    if (
+        len(wanted) == 0
+        or wanted.is_floating_point()
+        or wanted.dtype == torch.bool
+        or len(wanted.unique()) != len(wanted)
+        or not 0 <= int(wanted.min()) <= int(wanted.max()) < n
+    ):
+        raise ValueError(
+            f"examples must be different numbers in 0..{n - 1}, at least one, got {wanted.tolist()}"
+        )
+    places = torch.full((n,), -1)
+    places[wanted.long()] = torch.arange(len(wanted))
+    return run.rows(InputGradients(shape), places)
 
 
 def _check_p(p: float) -> None:

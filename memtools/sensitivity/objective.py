@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from memtools.sensitivity.examples import Examples
-from memtools.sensitivity.fingerprints import random_state
+from memtools.sensitivity.fingerprints import drew_since, random_state
 from memtools.sensitivity.quick import Quick
 from memtools.sensitivity.replay import Replay
 from memtools.sensitivity.storage import Snapshot
@@ -81,8 +81,7 @@ class Objective:
                     total = gradients
                 else:
                     total = [a + b for a, b in zip(total, gradients, strict=True)]
-        after = random_state(at.vectors[WEIGHT].device)
-        if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        if drew_since(before, at.vectors[WEIGHT].device):
             raise ValueError(
                 "model draws random numbers in eval mode, so that its loss would be one random "
                 "draw; make what draws them depend on self.training"

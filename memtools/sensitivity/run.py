@@ -33,13 +33,14 @@ CACHE = 2**23
 
 
 class Run:
-    """What the three functions share: the checked arguments, the sweeps, nothing left behind."""
+    """What the three functions share: the checked arguments, and the sweeps."""
 
     def __init__(
         self,
         tape: TrainingTape,
         data: Any,
         at: Any,
+        part: Part,
         objective: Any,
         window: int | None,
         memory: int,
@@ -49,6 +50,8 @@ class Run:
             raise TypeError(f"tape must be a memtools.TrainingTape, got {type(tape).__name__}")
         if len(tape) == 0:
             raise ValueError("tape holds no update; call tape.record in the training loop")
+        if part not in ("total", "direct", "indirect"):
+            raise ValueError(f'part must be "total", "direct" or "indirect", got {part!r}')
         if window is not None and (not isinstance(window, int) or window < 0):
             raise ValueError(f"window must be a number of updates from 0, got {window!r}")
         if memory < 1:
@@ -62,17 +65,10 @@ class Run:
             else Examples("objective", objective, tape.device, tape.dtype)
         )
         self._tape = tape
+        self._part = part
         self._window = len(tape) + 1 if window is None else window
         self._memory = memory
         self._progress = progress
-
-    def __enter__(self) -> "Run":
-        self._guard = untouched(self._tape.model, evaluating=True)
-        self._guard.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._guard.__exit__(*error)
 
     def repeats(self, columns: Sequence[Column]) -> Tensor:
         """How often the time of each column was asked for."""
@@ -80,9 +76,7 @@ class Run:
         counts = [asked[column.time] for column in columns]
         return torch.tensor(counts, device=self._tape.device, dtype=self._tape.dtype)
 
-    def rows(
-        self, gathered: InputGradients, part: Part, places: Tensor, shape: tuple[int, ...]
-    ) -> Tensor:
+    def rows(self, gathered: InputGradients, places: Tensor) -> Tensor:
         """A row of results for each time that was asked for."""
         found: dict[int, Tensor] = {}
 
@@ -91,18 +85,27 @@ class Run:
                 found[column.time] = row.clone()
 
         everything = [torch.arange(len(self._objective), device=self._tape.device)]
-        self.sweep(gathered, part, places, everything, finish)
+        self.sweep(gathered, places, everything, finish)
         return torch.stack([found[time] for time in self.times])
 
     def sweep(
         self,
         gathered: InputGradients,
-        part: Part,
         places: Tensor,
         terms: list[Tensor],
         finish: Callable[[Sequence[Column], Tensor], None],
     ) -> None:
         """Go back through the training, as often as the bound on memory makes necessary."""
+        with untouched(self._tape.model, evaluating=True):
+            self._sweep(gathered, places, terms, finish)
+
+    def _sweep(
+        self,
+        gathered: InputGradients,
+        places: Tensor,
+        terms: list[Tensor],
+        finish: Callable[[Sequence[Column], Tensor], None],
+    ) -> None:
         tape = self._tape
         times = sorted(set(self.times), reverse=True)
         columns = [Column(time, term) for time in times for term in range(len(terms))]
@@ -125,9 +128,9 @@ class Run:
                     gathered=gathered,
                     places=places.to(tape.device),
                     has_direct=(
-                        part != "indirect" and self._own_objective and not gathered.of_losses
+                        self._part != "indirect" and self._own_objective and not gathered.of_losses
                     ),
-                    has_indirect=part != "direct",
+                    has_indirect=self._part != "direct",
                     window=self._window,
                     block=block,
                     finish=finish,

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from memtools.batch import LossFunction
 from memtools.guard import is_measuring, plain, unwrap
-from memtools.sensitivity.fingerprints import fingerprint, probe_like, random_state
+from memtools.sensitivity.fingerprints import drew_since, fingerprint, probe_like, random_state
 from memtools.sensitivity.optimizers import OptimizerReader, flat
 from memtools.sensitivity.own_update import OwnUpdate, UpdateFunction
 from memtools.sensitivity.storage import Snapshot, storage_at
@@ -225,7 +225,7 @@ class TrainingTape:
         modes = call.modes
         if last is not None and modes == last.modes:
             modes = last.modes
-        random = call.random if self._drew_since(call) else None
+        random = call.random if drew_since(call.random, self.device) else None
         self.steps.append(Step(indices.clone(), slices, modes, random, marks))
         self._first_call, self._calls = None, 0
 
@@ -291,7 +291,7 @@ class TrainingTape:
                 for name, buffer in self.model.named_buffers()
                 if not torch.equal(buffer, call.buffers[name])
             ]
-            if moved or self._drew_since(call):
+            if moved or drew_since(call.random, self.device):
                 what = (
                     f"changed its buffers ({', '.join(moved)})" if moved else "drew random numbers"
                 )
@@ -301,11 +301,6 @@ class TrainingTape:
                     "update, or switch dropout and BatchNorm off"
                 )
         return call
-
-    def _drew_since(self, call: _Call) -> bool:
-        return not all(
-            torch.equal(a, b) for a, b in zip(call.random, random_state(self.device), strict=True)
-        )
 
 
 def _is_shared() -> bool:

@@ -1,6 +1,7 @@
 """Sensitivities read off a tape, against one graph of the whole training."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -501,3 +502,21 @@ def test_a_bias_before_batch_norm_has_no_gradient_but_roundings_which_adam_blows
         refusal = str(error)
     assert "smaller every" in refusal or not refusal
     assert_near(found, exact, 1e-2)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_as_frameworks_validate(mode, recorded):
+    case, trained = recorded
+    functions = (
+        memtools.loss_sensitivity,
+        partial(memtools.loss_sensitivity, sketch=8),
+        partial(memtools.loss_sensitivity, signed=True),
+        memtools.per_class_loss_sensitivity,
+        partial(memtools.sensitivity_maps, examples=[3, 1]),
+    )
+    expected = [function(trained.tape, data_of(case)) for function in functions]
+    with mode():
+        made_here = (case.x * 1, case.y * 1)
+        for data in (data_of(case), made_here):
+            found = [function(trained.tape, data) for function in functions]
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -8,6 +9,12 @@ import pytest
 
 from memtools.report.drawing import Figure
 from memtools.studies.config import Settings
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    """The lines of `metrics.jsonl` in the run folder of the module."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

@@ -38,11 +38,6 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_config_holds_every_setting_versions_and_device(folder):
     config = json.loads((folder / "config.json").read_text())
     assert set(config["settings"]) == {f.name for f in fields(Config)}

@@ -47,11 +47,6 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_folder_holds_what_is_promised(folder):
     config = json.loads((folder / "config.json").read_text())
     assert config["study"] == "sensitivity"

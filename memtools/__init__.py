@@ -4,7 +4,16 @@ The metrics of Arpit et al. (2017), "A Closer Look at Memorization in Deep Netwo
 """
 
 from memtools import data, models, scores, training
-from memtools.critical import CriticalSearch, critical_sample_ratio, find_critical
+from memtools.critical import (
+    CriticalProbe,
+    CriticalSearch,
+    critical_radius,
+    critical_sample_ratio,
+    find_critical,
+    linear_reach,
+    pixel_bounds,
+    pixel_radius,
+)
 from memtools.gradients import (
     GradientNorms,
     Watch,
@@ -26,12 +35,14 @@ from memtools.sensitivity import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CriticalProbe",
     "CriticalSearch",
     "GradientNorms",
     "Ledger",
     "TrainingTape",
     "Watch",
     "class_sensitivity",
+    "critical_radius",
     "critical_sample_ratio",
     "data",
     "find_critical",
@@ -39,10 +50,13 @@ __all__ = [
     "gradient_norms",
     "input_gradient_norms",
     "lorenz_curve",
+    "linear_reach",
     "loss_sensitivity",
     "models",
     "parameter_gradient_norms",
     "per_class_loss_sensitivity",
+    "pixel_bounds",
+    "pixel_radius",
     "scores",
     "sensitivity_maps",
     "training",

@@ -56,12 +56,13 @@ def check_chunk_size(chunk_size: int | None, default: int) -> int:
     return default if chunk_size is None else chunk_size
 
 
-def check_logits(logits: Tensor, n: int | None = None) -> None:
+def check_logits(logits: Tensor, n: int | None = None, numbers: Tensor | None = None) -> None:
     """Raise unless ``logits`` are finite values of shape ``(n, C)`` with at least two classes.
 
     Args:
         logits: What the model returned.
         n: Number of examples that went in; ``None`` takes any.
+        numbers: What the examples are called in an error, ``(n,)``; ``None`` counts from 0.
 
     Raises:
         TypeError: If it is no tensor.
@@ -69,7 +70,7 @@ def check_logits(logits: Tensor, n: int | None = None) -> None:
     """
     _check_tensor("logits", logits)
     _check_shape(logits, n)
-    check_finite(logits)
+    check_finite(logits, numbers)
 
 
 def _is_integer(tensor: Tensor) -> bool:
@@ -93,16 +94,17 @@ def _check_shape(logits: Tensor, n: int | None) -> None:
         )
 
 
-def check_finite(logits: Tensor) -> None:
+def check_finite(logits: Tensor, numbers: Tensor | None = None) -> None:
     """Raise if a logit is NaN or infinite, naming the first example that has one.
 
     Raises:
         ValueError: If there is one.
     """
-    _check_finite("logits", logits, "check the inputs for NaN, or the training for divergence")
+    remedy = "check the inputs for NaN, or the training for divergence"
+    _check_finite("logits", logits, remedy, numbers)
 
 
-def _check_finite(name: str, values: Tensor, remedy: str) -> None:
+def _check_finite(name: str, values: Tensor, remedy: str, numbers: Tensor | None = None) -> None:
     values = values.detach()
     if math.isfinite(values.sum()):
         return  # a sum is finite only if all are; a large one may overflow, so look again
@@ -110,9 +112,10 @@ def _check_finite(name: str, values: Tensor, remedy: str) -> None:
     finite = finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten()
+        first = int(bad[0] if numbers is None else numbers[bad].min())
         raise ValueError(
             f"{name} of {len(bad)} of {len(values)} examples are NaN or infinite (first: example "
-            f"{int(bad[0])}); {remedy}"
+            f"{first}); {remedy}"
         )
 
 

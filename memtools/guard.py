@@ -8,7 +8,7 @@ autocast. What it cannot take back: a forward pass, or a user's hook in it, that
 its own.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -163,8 +163,14 @@ class Forward:
                 "be one random draw; switch dropout and noise off with model.eval() first"
             )
 
-    def refuse_coupling(self, inputs: Tensor) -> None:
+    def refuse_coupling(
+        self, inputs: Tensor, call: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         """Raise if the logits of one of two examples depend on the input of the other.
+
+        Args:
+            inputs: Two examples are enough.
+            call: What gives their logits, if it is not the model itself.
 
         Raises:
             ValueError: If they do.
@@ -174,7 +180,7 @@ class Forward:
         x = leaf(inputs[:2])
         with torch.enable_grad():
             try:
-                logits = self.with_weights(x)
+                logits = (call or self.with_weights)(x)
             except NoLogitsError:
                 return  # it returns something else, which a watched model may do
             if logits.ndim == 0 or len(logits) != 2 or not logits.requires_grad:

@@ -150,16 +150,11 @@ def class_sensitivity(model, inputs, targets, classes):
     return torch.stack(rows)
 
 
-def lass(
-    model, inputs, alpha, beta, radius, max_steps, gradient_at, generator, low=None, high=None
-):
+def lass(model, inputs, noise, alpha, beta, radius, max_steps, gradient_at, low=None, high=None):
     """First steps (-1 where none) and points, from the quantity 4 of the paper.
 
-    The noise of a step is drawn for all examples together, whoever still takes part.
+    The noise of step s of example i is ``noise[s - 1][i]``.
     """
-    noise = [
-        torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype) for _ in range(max_steps)
-    ]
     first_steps, points = [], []
     for number, x in enumerate(inputs.split(1)):
         predicted = model(x).argmax(1)

@@ -75,11 +75,29 @@ BAD_FOR_SENSITIVITY = {
 }
 
 
+BAD_FOR_CSR = {
+    "--dataset nope": ["dataset", "nope", "fashion-mnist"],
+    "--dataset mnist": ["MNIST", "data", "--data-dir", "--download"],
+    "--train-size 9": ["9 training", "at least 10"],
+    "--validation-size 99999": ["validation_size", "99999"],
+    "--width 100000000": ["width 100000000"],
+    "--every 0": ["every", "at least 1"],
+    "--radius 0": ["radius", "positive"],
+    "--csr-steps 0": ["csr_steps", "at least 1"],
+    "--csr-examples 0": ["csr_examples", "at least 1"],
+    "--search best": ["search", "lass", "best"],
+}
+
+
 @pytest.mark.parametrize(
     ("study", "words", "parts"),
     [
         (study, words, parts)
-        for study, bad in {"memorization": BAD, "sensitivity": BAD_FOR_SENSITIVITY}.items()
+        for study, bad in {
+            "memorization": BAD,
+            "sensitivity": BAD_FOR_SENSITIVITY,
+            "csr": BAD_FOR_CSR,
+        }.items()
         for words, parts in bad.items()
     ],
     ids=str,

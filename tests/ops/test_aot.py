@@ -4,15 +4,16 @@ import math
 
 import pytest
 import torch
+from memtools_kernels.box_step import _box_step_triton
 from memtools_kernels.row_norms import _row_norms_triton
 
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-def compiled(aot, target, x, p):
+def compiled(aot, target, launch, *args):
     with aot.compile_only(aot.TARGETS[target]) as kernels:
-        _row_norms_triton(x, p)
+        launch(*args)
     return [aot.resources(kernel) for kernel in kernels]
 
 
@@ -20,7 +21,7 @@ def compiled(aot, target, x, p):
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_row_norms_of_a_matrix(aot, target, p, dtype):
-    (kernel,) = compiled(aot, target, torch.empty(64, 4096, dtype=dtype), p)
+    (kernel,) = compiled(aot, target, _row_norms_triton, torch.empty(64, 4096, dtype=dtype), p)
     assert kernel.spill_bytes == 0
     assert not kernel.atomics
     assert kernel.wide_loads
@@ -43,10 +44,44 @@ MATRICES = {
 @pytest.mark.parametrize("name", MATRICES)
 def test_row_norms_of_other_shapes(aot, target, name):
     x, stages, wide_loads = MATRICES[name]
-    kernels = compiled(aot, target, x, 2.0)
+    kernels = compiled(aot, target, _row_norms_triton, x, 2.0)
     assert len(kernels) == stages
     assert not any(kernel.spill_bytes or kernel.atomics for kernel in kernels)
     assert kernels[0].wide_loads == wide_loads
+
+
+def step_arguments(shape, dtype=torch.float32, *, noisy=True):
+    # A pointer counts as aligned at the address 0 of the meta device, which has room for any shape.
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = [torch.empty(shape, dtype=dtype, device="meta") for _ in range(4)]
+    unit, sizes = (torch.empty(n, dtype=accumulator, device="meta") for n in (shape[1], shape[0]))
+    counts = torch.empty(shape[0], dtype=torch.int64, device="meta")
+    return *tensors, unit, sizes, *((unit, counts, counts) if noisy else (None, None, None))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("noisy", [False, True], ids=["no noise", "noise"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_box_step(aot, target, noisy, dtype):
+    args = step_arguments((1000, 784), dtype, noisy=noisy)
+    (kernel,) = compiled(aot, target, _box_step_triton, *args)
+    assert kernel.spill_bytes == 0
+    assert not kernel.atomics
+    assert kernel.registers <= 96
+
+
+# One element, a column, short rows, odd rows, rows of a multiple of 16, beyond 32 bits.
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1), (1000, 1), (1000, 2), (7, 1023), (1000, 3072), (1 << 31, 3), (2, (1 << 32) + 1)],
+)
+def test_box_step_of_other_shapes(aot, target, shape):
+    for dtype in (torch.float32, torch.float64):
+        (kernel,) = compiled(aot, target, _box_step_triton, *step_arguments(shape, dtype))
+        assert kernel.spill_bytes == 0
+        assert not kernel.atomics
+        assert kernel.registers <= 96
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,6 +1,9 @@
 import hashlib
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +12,34 @@ import pytest
 
 from memtools.report.drawing import Figure
 from memtools.studies.config import Settings
+
+KILLED = """
+import os, signal, sys
+from memtools import cli
+synchronise, left = os.fsync, int(sys.argv[1])
+def fsync(handle):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    synchronise(handle)
+os.fsync = fsync
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="session")
+def killed():
+    """Run a command, killed at the so-many-th time that something is to be on the disk."""
+    if not hasattr(signal, "SIGKILL"):
+        pytest.skip("needs SIGKILL")
+
+    def run(moment: int, command: Sequence[str]) -> None:
+        words = [sys.executable, "-c", KILLED, str(moment), *command]
+        done = subprocess.run(words, capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from memtools.data import in_memory, load, random_labels
 from memtools.report.figures.memorization import FIGURES
 from memtools.studies.memorization import Config, cells, prepare, run
 from memtools.studies.memorization.conditions import CONDITIONS
-from memtools.studies.memorization.summary import COLUMNS, Sizes, summary_of
+from memtools.studies.memorization.summary import COLUMNS, summary_of
+from memtools.studies.probes import Sizes
 
 SMALL = [
     "--train-size", "120", "--validation-size", "60", "--epochs", "4", "--width", "16",

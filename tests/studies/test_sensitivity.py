@@ -1,9 +1,6 @@
 """The sensitivity study, run small but whole, through its command line."""
 
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -159,30 +156,15 @@ def test_verdicts_are_about_the_numbers_in_the_folder(folder, rows):
     assert verdicts[1]["effect"] == pytest.approx(np.mean(differences))
 
 
-# Each kill comes at the so-many-th time that something is to be on the disk.
 MOMENTS = [1, 3, 11, 21]
-KILLED = """
-import os, signal, sys
-from memtools import cli
-synchronise, left = os.fsync, int(sys.argv[1])
-def fsync(handle):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    synchronise(handle)
-os.fsync = fsync
-sys.exit(cli.main(sys.argv[2:]))
-"""
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_killed_again_and_again_and_resumed_ends_in_the_same_folder(folder, tmp_path, contents):
+def test_killed_again_and_again_and_resumed_ends_in_the_same_folder(
+    folder, tmp_path, contents, killed
+):
     out = tmp_path / "killed"
     for moment in MOMENTS:
-        words = [str(moment), *command(out, "--resume")]
-        done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        killed(moment, command(out, "--resume"))
     assert cli.main(command(out, "--resume")) == 0
     assert contents(out) == contents(folder)
 

@@ -1,0 +1,125 @@
+"""The loop of every search: from a start, step by step, until another class is predicted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from memtools_kernels import box_step
+from torch import Tensor
+
+from memtools.critical.result import NEVER
+from memtools.critical.session import Session
+from memtools.critical.slots import Slots
+
+__all__ = ["Ascent", "ascend", "reach_within"]
+
+GRACE = 2
+"""Steps before the slope decides: the first ones are long, and change it most."""
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How to climb.
+
+    Attributes:
+        weights: Weights of the logits in what is climbed, for the logits, the predicted classes
+            and the numbers of the examples: ``(m, C), (m,), (m,) -> (m, C)``.
+        unit: Length of a step of size 1, broadcasts against an example.
+        sizes: Size of each step, in units.
+        noise: Standard deviation of the noise in each step, broadcasts; ``None`` for none.
+        start: Start for the examples with some numbers, their boxes' lowest and highest points;
+            ``None`` is the examples themselves.
+        keeps_slope: Whether the gradient at the start serves for all steps.
+        least_reach: Smallest reach of each example with which its search goes on, ``(n,)``, see
+            :func:`reach_within`; ``None`` goes on in any case.
+    """
+
+    weights: Callable[[Tensor, Tensor, Tensor], Tensor]
+    unit: Tensor
+    sizes: Sequence[float]
+    noise: Tensor | None = None
+    start: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    keeps_slope: bool = False
+    least_reach: Tensor | None = None
+
+
+def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
+    """Search the boxes of some examples, and note what is found.
+
+    An example leaves with the first point of another class, after its last step, and when its
+    reach or what may be spent on it is at an end.
+    """
+    searched, findings = session.searched, session.findings
+
+    def arrive(entering: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        centres = searched.centres[entering]
+        low, high = session.box.walls(centres)
+        return centres if how.start is None else how.start(entering, low, high), low, high
+
+    sizes = torch.tensor([*how.sizes, 0.0], device=rows.device)
+    slots = Slots(rows, searched.centres, session.batch_size, arrive, keeps_slope=how.keeps_slope)
+    last = len(how.sizes)
+    while len(slots) and not findings.watch.is_over:
+        rows, points, steps = slots.rows, slots.points, slots.steps
+        is_start = steps == 0
+
+        def weights(logits: Tensor, rows: Tensor = rows) -> Tensor:
+            predicted = findings.predicted[rows]
+            predicted = torch.where(predicted == NEVER, logits.argmax(1), predicted)
+            findings.predicted[rows] = predicted
+            return how.weights(logits, predicted, rows)
+
+        slope = slots.slopes
+        if bool(is_start.any() if how.keeps_slope else (steps < last).any()):
+            logits, climbing = searched.gradients(points, rows, weights)
+            findings.spent[rows] += 2
+            if slope is None:
+                slope = climbing
+            else:
+                slope[is_start] = climbing[is_start]
+        else:
+            logits = searched.logits(points, rows)
+            findings.spent[rows] += 1
+
+        examples = is_start if how.start is None else None
+        done = findings.judge(logits, points, rows, examples) | (steps == last)
+        done |= findings.is_exhausted(rows)
+        if how.least_reach is not None and slope is not None:
+            behind = -(logits * how.weights(logits, findings.predicted[rows], rows)).sum(1)
+            reach = reach_within(slope, points, slots.low, slots.high, behind)
+            done |= (steps >= GRACE) & (reach < how.least_reach[rows])
+        if slope is not None:
+            keys, noise = (None, None) if how.noise is None else (findings.keys[rows], how.noise)
+            box_step(
+                points, slope, slots.low, slots.high, unit=how.unit, sizes=sizes[steps],
+                noise=noise, keys=keys, steps=None if noise is None else steps,
+            )  # fmt: skip
+        steps += 1
+        leaving = int(done.sum())
+        if leaving:
+            slots.leave(done)
+        findings.look(len(slots), leaving)
+
+
+def reach_within(
+    slope: Tensor, points: Tensor, low: Tensor, high: Tensor, behind: Tensor
+) -> Tensor:
+    r"""How far a class would get ahead in the box if the model were linear.
+
+    .. math:: s = \frac{1}{m} \sum_i \lvert g_i \rvert\, \rho_i
+
+    with the gradient g of ``f_c - f_k``, the room rho from the point to the wall that g points to,
+    and the lead m of the predicted class k. A class is reached if s is 1 or more.
+
+    Args:
+        slope: g, ``(m, ...)``.
+        points: Where, ``(m, ...)``.
+        low: Lowest points of the boxes.
+        high: Highest points of the boxes.
+        behind: m, positive, ``(m,)``.
+
+    Returns:
+        s, ``(m,)``.
+    """
+    gain = torch.where(slope > 0, high, low).sub_(points).mul_(slope)
+    return gain.flatten(1).sum(1) / behind

@@ -1,0 +1,93 @@
+"""What a search knows of each example, and how much more it may try."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memtools.critical.result import NEVER
+from memtools.critical.rounding import tolerance
+from memtools.critical.watch import Watch
+
+__all__ = ["Findings", "lead", "weights_of_pair"]
+
+
+@dataclass
+class Findings:
+    """What is known of each example so far.
+
+    Attributes:
+        predicted: Class of the example itself, -1 before it was seen, ``(n,)``.
+        points: Where another class was found, ``(n, ...)``; elsewhere anything.
+        first_step: Number of that point among those tried, -1 where there is none, ``(n,)``.
+        tried: Points that were tried, ``(n,)``.
+        spent: Forward and backward passes, ``(n,)``.
+        keys: Numbers of their random streams, ``(n,)``.
+        rounding: Lead of another class that rounding can explain, relative to the largest logit.
+        most_tried: Points that may be tried for an example.
+        most_spent: Passes that may be spent on an example.
+        watch: The time limit and the progress bar.
+        settled: Examples whose search is over.
+    """
+
+    predicted: Tensor
+    points: Tensor
+    first_step: Tensor
+    tried: Tensor
+    spent: Tensor
+    keys: Tensor
+    rounding: float
+    most_tried: int
+    most_spent: int
+    watch: Watch
+    settled: int = 0
+
+    @property
+    def is_found(self) -> Tensor:
+        """Which examples are critical, ``(n,)`` bool."""
+        return self.first_step != NEVER
+
+    def judge(
+        self, logits: Tensor, points: Tensor, rows: Tensor, is_start: Tensor | None = None
+    ) -> Tensor:
+        """Count points as tried, note those of another class, and say which these are.
+
+        Args:
+            logits: At the points, ``(m, C)``.
+            points: Of the examples with the numbers ``rows``.
+            rows: ``(m,)``.
+            is_start: Which points are the examples themselves, and none that is tried.
+
+        Returns:
+            bool of shape ``(m,)``.
+        """
+        self.tried[rows] += 1 if is_start is None else ~is_start
+        is_other = lead(logits, self.predicted[rows])[0] > tolerance(logits, self.rounding)
+        found = is_other.nonzero().flatten()
+        self.points[rows[found]] = points[found]
+        self.first_step[rows[found]] = self.tried[rows[found]]
+        return is_other
+
+    def is_exhausted(self, rows: Tensor) -> Tensor:
+        """Whether nothing more may be tried for these examples, ``(m,)`` bool."""
+        # The next point takes a forward and a backward pass, a critical one a last look.
+        return (self.tried[rows] >= self.most_tried) | (self.spent[rows] + 3 > self.most_spent)
+
+    def look(self, active: int, settled: int) -> None:
+        """Tell the watch how far the search is."""
+        self.settled += settled
+        self.watch.look(lambda: self.settled, active, lambda: int(self.is_found.sum()))
+
+
+def lead(logits: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much the best other class is ahead of a class, ``(m,)``, and which it is, ``(m,)``."""
+    own = logits.gather(1, predicted[:, None])
+    others = logits.scatter(1, predicted[:, None], -torch.inf)
+    best, which = others.max(1)
+    return best - own.squeeze(1), which
+
+
+def weights_of_pair(logits: Tensor, predicted: Tensor, other: Tensor) -> Tensor:
+    """Weights of the logits in ``other - predicted``, ``(m, C)``."""
+    weights = torch.zeros_like(logits).scatter_(1, predicted[:, None], -1.0)
+    return weights.scatter_(1, other[:, None], 1.0)

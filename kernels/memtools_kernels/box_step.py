@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memtools_kernels.row_norms import _DTYPES, HAS_TRITON, INTERPRET, _accumulator, jit
+from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator, jit
 
 if HAS_TRITON or TYPE_CHECKING:
     import triton
@@ -232,7 +232,7 @@ def box_step(
     """
     if points.ndim == 0:
         raise ValueError("points must have shape (n, ...), got a 0-d tensor; pass points[None]")
-    if points.dtype not in _DTYPES:
+    if points.dtype not in DTYPES:
         names = "float16, bfloat16, float32 or float64"
         raise TypeError(f"points must be {names}, got {points.dtype}; pass points.float()")
     if not points.is_contiguous():
@@ -249,7 +249,7 @@ def box_step(
         )
     for name, x in (("gradients", gradients), ("low", low), ("high", high)):
         _check(name, x, points.shape, points.dtype, points.device)
-    dtype = _accumulator(points.dtype)
+    dtype = accumulator(points.dtype)
     sizes = sizes.to(dtype) if sizes.is_floating_point() else sizes
     _check("sizes", sizes, points.shape[:1], dtype, points.device)
     unit = _of_an_example("unit", unit, points, dtype)

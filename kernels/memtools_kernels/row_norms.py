@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-HAS_TRITON = find_spec("triton") is not None  # there is none for macOS and Windows
+from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator, jit
+
 if HAS_TRITON or TYPE_CHECKING:
-    # Triton is about to change its default for fused multiply-add; results should not change.
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     import triton
     import triton.language as tl
-    from triton import jit, knobs
-else:
 
-    def jit(function: Any) -> Any:
-        """Leave a kernel as it is: defined, but never launched."""
-        return function
-
-
-# With TRITON_INTERPRET=1 in the environment, Triton runs kernels on CPU tensors.
-INTERPRET = HAS_TRITON and knobs.runtime.interpret
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TILE = 2048  # elements a program holds at once
 _STEPS = 8  # tiles a program walks through
 
@@ -37,16 +23,12 @@ _STEPS = 8  # tiles a program walks through
 def row_norms_reference(x: Tensor, p: float) -> Tensor:
     """Compute `row_norms` in plain PyTorch, on any device."""
     if x.numel() == 0:
-        return x.new_zeros(len(x), dtype=_accumulator(x.dtype))
-    rows = x.reshape(len(x), -1).to(_accumulator(x.dtype))
+        return x.new_zeros(len(x), dtype=accumulator(x.dtype))
+    rows = x.reshape(len(x), -1).to(accumulator(x.dtype))
     if p == 1:
         return rows.abs().sum(1)
     # Not torch.linalg.vector_norm, whose float32 L2 norm drifts by 2e-5 over a million elements.
     return rows.square().sum(1).sqrt() if p == 2 else rows.abs().amax(1)
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # 2. Kernel: a program owns ROWS rows times one part of their columns, STEPS tiles of COLS.
@@ -90,7 +72,7 @@ def _larger(a, b):
 def _row_norms_triton(x: Tensor, p: float) -> Tensor:
     n_rows, n_cols = len(x), math.prod(x.shape[1:])
     if x.numel() == 0:
-        return x.new_zeros(n_rows, dtype=_accumulator(x.dtype))
+        return x.new_zeros(n_rows, dtype=accumulator(x.dtype))
     # A norm does not mind the order of its elements: with the trailing dimensions sorted by stride,
     # channels-last is read in place. `reshape` copies what still is not one strided dimension.
     trailing = sorted(range(1, x.ndim), key=x.stride, reverse=True)
@@ -109,7 +91,7 @@ def _row_norms_triton(x: Tensor, p: float) -> Tensor:
     # no sum is so long that rounding errors pile up.
     n_parts = triton.cdiv(n_cols, _STEPS * block_cols)
     n_steps = triton.cdiv(n_cols, n_parts * block_cols)
-    norms = x.new_empty((n_rows, n_parts), dtype=_accumulator(x.dtype))
+    norms = x.new_empty((n_rows, n_parts), dtype=accumulator(x.dtype))
     grid = (triton.cdiv(n_rows, block_rows) * n_parts,)
     meta: dict[str, Any] = {"P": p, "ROWS": block_rows, "COLS": block_cols, "STEPS": n_steps}
     meta["num_warps"] = 4
@@ -135,7 +117,7 @@ def _(x: Tensor, p: float) -> Tensor:
 
 @_row_norms_op.register_fake
 def _(x: Tensor, p: float) -> Tensor:
-    return x.new_empty(x.shape[0], dtype=_accumulator(x.dtype))
+    return x.new_empty(x.shape[0], dtype=accumulator(x.dtype))
 
 
 @_row_norms_op.register_vmap
@@ -178,7 +160,7 @@ def row_norms(x: Tensor, p: float = 2) -> Tensor:
     """
     if x.ndim == 0:
         raise ValueError("x must have shape (n, ...), got a 0-d tensor; for one row, pass x[None]")
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         names = "float16, bfloat16, float32 or float64"
         raise TypeError(f"x must be {names}, got {x.dtype}; convert it, for example by x.float()")
     # By branches, which torch.compile guards one by one: in torch 2.11 the operator would keep

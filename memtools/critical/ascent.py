@@ -122,4 +122,4 @@ def reach_within(
         s, ``(m,)``.
     """
     gain = torch.where(slope > 0, high, low).sub_(points).mul_(slope)
-    return gain.flatten(1).sum(1) / behind
+    return gain.reshape(len(gain), -1).sum(1) / behind

@@ -1,16 +1,18 @@
 """A search that finds more than LASS with far fewer passes.
 
-Three measured facts make it what it is (``bench/critical.py`` has the figures). Most of the cost of
-a search goes to examples that are never critical, and the slope at the example tells these from
-the others: so they are screened. What a search misses is systematic, a wrong target or last steps
-too long, and not bad luck: so other targets and decaying steps come before other starts. And where
-no point of the box would flip the class by the slope at the point reached, nothing was ever found
-later: so a search ends there.
+Measured facts make it what it is (``python -m bench.critical`` has the figures). Most of the cost
+of a search goes to examples that are never critical, and the slopes at an example tell these from
+the others: so they are screened. Most critical examples flip in the corner of the box that the
+slope points to: so that is tried first. What a search misses has to do with last steps that are too
+long, and with other classes than the nearest: so steps shrink, and classes get a search of their
+own. And where no point of the box would flip the class by the slope at the point reached, hardly
+anything was ever found later: so a search ends there.
 """
 
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from memtools_kernels import box_step
@@ -27,11 +29,14 @@ __all__ = ["PASSES", "search_thoroughly", "survey"]
 PASSES = 100
 """Passes per example at effort 1: those of 50 steps of projected gradient descent."""
 
-CLASSES = 3
-"""Nearest classes that are surveyed."""
+CLASSES, FEWEST_CLASSES = 5, 3
+"""Nearest classes that are surveyed at effort 1, more at a greater one; and at the least."""
+
+SCREENED = 0.4
+"""Examples are left out whose slopes bring no class that part of the way to a flip."""
 
 LEAST_REACH = 0.5
-"""A class that the slope does not bring half of the way to a flip is given up."""
+"""Where the slope at the point reached does not bring half of the way, a search ends."""
 
 AUDITED = 0.05
 """Share of the examples left out that is searched all the same."""
@@ -62,7 +67,7 @@ class Survey:
     corners: Tensor
 
 
-def survey(session: Session, rows: Tensor) -> Survey:
+def survey(session: Session, rows: Tensor, count: int = CLASSES) -> Survey:
     """Look at the slopes of the nearest classes, by one forward pass and one backward for each."""
     centres = session.searched.centres[rows]
     low, high = session.box.walls(centres)
@@ -72,7 +77,7 @@ def survey(session: Session, rows: Tensor) -> Survey:
         nonlocal nearest
         own = logits.argmax(1)
         others = logits.scatter(1, own[:, None], -torch.inf)
-        nearest = others.topk(min(CLASSES, logits.shape[1] - 1)).indices
+        nearest = others.topk(min(count, logits.shape[1] - 1)).indices
         return [weights_of_pair(logits, own, other) for other in nearest.unbind(1)]
 
     logits, slopes = session.searched.several_gradients(centres, rows, weights)
@@ -105,18 +110,19 @@ def search_thoroughly(session: Session) -> Screening | None:
         What leaving out examples has cost, ``None`` if none was left out.
     """
     findings = session.findings
+    effort = findings.most_spent / PASSES
+    count, restarts = max(FEWEST_CLASSES, round(CLASSES * effort)), math.ceil(effort)
     # What the first looks and the last one leave of a small effort.
-    steps = min(STEPS, (findings.most_spent - CLASSES - 4) // 2)
-    restarts = math.ceil(findings.most_spent / PASSES)
+    steps = min(STEPS, (findings.most_spent - count - 4) // 2)
     chunks = []
     for rows in session.everyone.split(session.batch_size):
         if findings.watch.is_over:
             break
-        chunks.append(_first_look(session, rows))
+        chunks.append(_first_look(session, rows, count))
     if not chunks:
         return None
     reaches, classes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    is_far = reaches[:, 0] < LEAST_REACH
+    is_far = reaches[:, 0] < SCREENED
     audited = is_far & (uniform(findings.keys[: len(is_far)], AUDIT) < AUDITED)
     # The slope, which is what is audited, does not end the search of an audited example.
     least_reach = torch.where(audited, -torch.inf, LEAST_REACH).to(reaches.dtype)
@@ -126,37 +132,31 @@ def search_thoroughly(session: Session) -> Screening | None:
         rows = (wanted & ~findings.is_found[: len(wanted)]).nonzero().flatten()
         return rows[~findings.is_exhausted(rows)]
 
-    from_corner = partial(_corners, session)
-    climb = partial(Ascent, unit=session.box.radius, least_reach=least_reach)
-    ascend(
-        session, remaining(live), climb(weights=_ahead, sizes=_decaying(steps), start=from_corner)
-    )
-    for k in range(1, reaches.shape[1]):  # the corner was that of the first one
-        weights = partial(_towards, classes[:, k])
-        near = live & (reaches[:, k] >= LEAST_REACH)
-        ascend(
-            session,
-            remaining(near),
-            climb(weights=weights, sizes=[2.0, *_decaying(TARGETED_STEPS)]),
-        )
+    def climb(rows: Tensor, weights: Any, sizes: list[float], start: Any = None) -> None:
+        how = Ascent(weights, session.box.radius, sizes, start=start, least_reach=least_reach)
+        ascend(session, rows, how)
+
+    shrinking = _shrinking(steps)
+    climb(remaining(live), _ahead, shrinking, partial(_corners, session))
     for number in range(restarts):
-        start = partial(_anywhere, session, number)
-        ascend(
-            session, remaining(~is_far), climb(weights=_ahead, sizes=_decaying(steps), start=start)
-        )
+        climb(remaining(~is_far), _ahead, shrinking, partial(_anywhere, session, number))
+    for k in range(1, reaches.shape[1]):  # the corner was that of the first one
+        near = live & (reaches[:, k] >= SCREENED)
+        to_corner_and_on = [2.0, *_shrinking(TARGETED_STEPS)]
+        climb(remaining(near), partial(_towards, classes[:, k]), to_corner_and_on)
     if not bool(is_far.any()):
         return None
     missed = findings.is_found[: len(audited)] & audited
     return Screening(*(int(mask.sum()) for mask in (is_far, audited, missed)))
 
 
-def _first_look(session: Session, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _first_look(session: Session, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Survey some examples, and try the corner of each that is not far from a boundary."""
-    findings, seen = session.findings, survey(session, rows)
+    findings, seen = session.findings, survey(session, rows, count)
     findings.predicted[rows] = seen.predicted
     findings.spent[rows] += 1 + seen.classes.shape[1]
     findings.points[rows] = seen.corners
-    is_near = ~(seen.reaches[:, 0] < LEAST_REACH)
+    is_near = ~(seen.reaches[:, 0] < SCREENED)
     near = rows[is_near]
     settled = int((~is_near).sum())
     if len(near):
@@ -167,7 +167,7 @@ def _first_look(session: Session, rows: Tensor) -> tuple[Tensor, Tensor]:
     return seen.reaches, seen.classes
 
 
-def _decaying(steps: int) -> list[float]:
+def _shrinking(steps: int) -> list[float]:
     """Half a period of a cosine, from the first step to the last."""
     span = FIRST_STEP - LAST_STEP
     return [LAST_STEP + span * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]

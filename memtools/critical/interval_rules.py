@@ -16,6 +16,7 @@ Of an operator in a dtype with unit roundoff u (2^-24 in float32, 2^-53 in float
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -182,8 +183,8 @@ class Scores:
 
 
 Rule = Callable[..., Any]
-"""``rule(operator, rounding, *args, **kwargs)``: from an operator's arguments, bounds for those that
-depend on the input and constants in float64, to the bounds of its first result, or of all."""
+"""``rule(operator, rounding, *args, **kwargs)``: from an operator's arguments, with bounds of what
+depends on the input and constants in float64, to the bounds of its first result or of all."""
 
 RULES: dict[Any, Rule] = {}
 
@@ -343,6 +344,9 @@ def refuse_inexact_products(rounding: Rounding, device: torch.device, kind: str)
         return
     library = backends.cuda if device.type == "cuda" else backends.mkldnn
     precision = getattr(library, kind).fp32_precision
+    for name in ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE"):
+        if os.environ.get(name, "STRICT").upper() != "STRICT":
+            precision = f"{name}={os.environ[name]}"
     if precision not in ("none", "ieee"):
         raise UnsupportedError(
             f'rounds float32 to {precision} in products; set torch.backends.fp32_precision = "ieee"'
@@ -399,7 +403,7 @@ def _sum(operator: Any, rounding: Rounding, inputs: Bounds, *args: Any, **kwargs
 def _pool(
     operator: Any, rounding: Rounding, inputs: Bounds, window: Sequence[int], *args: Any
 ) -> Bounds:
-    terms = math.prod(window)
+    terms = math.prod(window) if len(window) > 1 else window[0] ** 3  # one for all directions
     return _averaged(rounding, inputs, lambda x: operator(x, window, *args), terms)
 
 
@@ -492,7 +496,6 @@ def _of_argument(x: Tensor, value: Tensor, *others: Any) -> Tensor:
 
 CURVES: dict[Any, Curve] = {
     aten.abs: Curve(lambda x, value: 0 * value),
-    aten.celu: Curve(lambda x, value, alpha=1.0: value + abs(alpha)),
     aten.elu: Curve(lambda x, value, alpha=1.0, scale=1.0: value + abs(alpha * scale)),
     aten.erf: Curve(_of_value),
     aten.exp: Curve(_of_value),
@@ -525,13 +528,13 @@ def _extremes(
     curve: Curve, operator: Any, rounding: Rounding, inputs: Bounds, *args: Any, **kwargs: Any
 ) -> Bounds:
     """The values at both ends, and at each turn or at the end that is next to it."""
-    turns = [
-        torch.clamp(torch.full_like(inputs.lower, t), *(inputs.lower, inputs.upper))
-        for t in curve.turns
-    ]
-    values = torch.stack(
-        [operator(x, *args, **kwargs) for x in (inputs.lower, inputs.upper, *turns)]
-    )
+    lower, upper = inputs.lower, inputs.upper
+    # Zero as well where the model may take an end for it: some functions are steep there.
+    tiny = torch.finfo(rounding.dtype).tiny
+    lower = torch.where(lower.abs() < tiny, lower.clamp(max=0), lower)
+    upper = torch.where(upper.abs() < tiny, upper.clamp(min=0), upper)
+    turns = [torch.clamp(torch.full_like(lower, t), lower, upper) for t in curve.turns]
+    values = torch.stack([operator(x, *args, **kwargs) for x in (lower, upper, *turns)])
     bounds = Bounds(values.amin(0), values.amax(0))
     size = curve.size(inputs.size, bounds.size, *args) + rounding.floor
     return bounds.widened(rounding.of(FUNCTION) * size)
@@ -542,6 +545,8 @@ def _softplus(
     operator: Any, rounding: Rounding, inputs: Bounds, beta: float = 1, threshold: float = 20
 ) -> Bounds:
     """``log(1 + exp(beta x)) / beta``; above the threshold x, which is less by a little."""
+    if threshold > math.log(rounding.limit):
+        raise UnsupportedError(f"has the threshold {threshold}, before which exp may overflow")
     curve = Curve(lambda x, value, *_: x + value)
     step = math.log1p(math.exp(-threshold)) / abs(beta)
     return _extremes(curve, operator, rounding, inputs, beta, threshold).widened(2 * step)

@@ -108,14 +108,14 @@ class _Interval(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
-            if func in (Tensor.storage, Tensor.untyped_storage):
-                raise UnsupportedError("reads memory")
+            if func in (Tensor.storage, Tensor.untyped_storage) or _name(func) == "__set__":
+                raise UnsupportedError("reaches past the operators")
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         except Exception as error:
             # Noted here, since a model may catch it and go on as it would not do with numbers.
             for interval in _intervals((args, kwargs)):
-                interval.propagation.note(f"{getattr(func, '__name__', func)} {_reason(error)}")
+                interval.propagation.note(f"{_name(func)} {_reason(error)}")
             raise
 
     @classmethod
@@ -178,7 +178,7 @@ class _Propagation(TorchDispatchMode):
         functional = _functional(func)
         if functional is not None and functional.overloadpacket in RULES:
             return self._write(args[0], self._run(functional, args, kwargs))
-        if func.overloadpacket in RULES:
+        if func.overloadpacket in RULES and not func._schema.is_mutable:
             return self._by_rule(func, args, kwargs)
         with self:
             result = func.decompose(*args, **kwargs)
@@ -277,3 +277,7 @@ def _reason(error: Exception) -> str:
         return str(error)
     message = str(error).partition("\n")[0]
     return f"fails on intervals: {type(error).__name__}: {message}"
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", str(function))

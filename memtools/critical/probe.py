@@ -91,7 +91,8 @@ class CriticalProbe:
         except Exception as error:  # not raised yet, since the other ranks would wait for ever
             problem = error
         said = None if problem is None else f"{type(problem).__name__}: {problem}"
-        mine = (int(stream_keys(self.inputs, 0).sum()), said, part and part.to("cpu"))
+        content = int(stream_keys(stream_keys(self.inputs, 0)[None], 0))  # in their order
+        mine = (content, said, part and part.to("cpu"))
         parts: list[Any] = [None] * ranks
         distributed.all_gather_object(parts, mine)
         if problem is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from memtools.batch import check_batch
 from memtools.critical.auto import survey
 from memtools.critical.box import Bounds
 from memtools.critical.search import find_critical
@@ -62,10 +63,11 @@ def critical_radius(
         TypeError: As for :func:`memtools.find_critical`.
         ValueError: As there, and if ``radii`` are not positive numbers.
     """
+    check_batch(inputs, tokens=embedding is not None)
     ascending = sorted(float(radius) for radius in radii)
-    if not ascending or not ascending[0] > 0 or not ascending[-1] < float("inf"):
+    if not ascending or not all(0 < radius < float("inf") for radius in ascending):
         raise ValueError(f"radii must be positive numbers, at least one, got {radii!r}")
-    size = torch.as_tensor(unit)
+    size = torch.as_tensor(unit).double()  # 0.1 in float32 is more than 0.1
     end = None if time_limit is None else time.monotonic() + time_limit
     smallest = torch.full((len(inputs),), float("inf"), device=inputs.device)
     left = torch.arange(len(inputs), device=inputs.device)
@@ -105,10 +107,10 @@ def linear_reach(
     .. math:: s = \max_c \frac{1}{f_k(x) - f_c(x)}
               \sum_i \Bigl\lvert \frac{\partial (f_c - f_k)}{\partial x_i} \Bigr\rvert \rho_i
 
-    over the three classes c that are nearest to the predicted class k by their logits, with the
+    over the five classes c that are nearest to the predicted class k by their logits, with the
     room :math:`\rho_i` from the example to the wall of the box in the direction of the slope. For a
     linear model the example is critical if s > 1. A continuous score of how near a boundary is, by
-    one forward and three backward passes; it is the score by which ``method="auto"`` of
+    one forward and five backward passes; it is the score by which ``method="auto"`` of
     :func:`memtools.find_critical` leaves examples out.
 
     Args:

@@ -120,7 +120,8 @@ class Session:
         findings = self.findings
         self._verify()
         others = (~findings.is_found).nonzero().flatten()
-        findings.points[others] = self.searched.centres[others]
+        for rows in others.split(self.batch_size):  # no second copy of all inputs
+            findings.points[rows] = self.searched.centres[rows]
         is_certified, uncertified = self._certify(others) if certify else (None, None)
         return CriticalSearch(
             is_critical=findings.is_found,

@@ -58,7 +58,7 @@ def _shifted(z: Tensor, places: int) -> Tensor:
 
 
 def _hash(inputs: Tensor) -> Tensor:
-    rows = inputs.reshape(len(inputs), -1)
+    rows = inputs.reshape(len(inputs), -1) + 0  # -0.0 is 0.0, whose bytes are others
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.itemsize]
     values = rows.contiguous().view(integer).long()
     places = torch.arange(1, rows.shape[1] + 1, device=inputs.device) * GOLDEN

@@ -74,7 +74,7 @@ def test_box_step(aot, target, noisy, dtype):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1), (1000, 1), (1000, 2), (7, 1023), (1000, 3072), (1 << 31, 3), (2, (1 << 32) + 1)],
+    [(1, 1), (1024, 1), (1000, 2), (7, 1023), (1000, 3072), (1 << 31, 3), (2, (1 << 32) + 1)],
 )
 def test_box_step_of_other_shapes(aot, target, shape):
     for dtype in (torch.float32, torch.float64):

@@ -1,0 +1,33 @@
+"""What all operators share: Triton where there is one, and the types that they take."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+__all__ = ["DTYPES", "HAS_TRITON", "INTERPRET", "accumulator", "jit"]
+
+HAS_TRITON = find_spec("triton") is not None  # there is none for macOS and Windows
+if HAS_TRITON or TYPE_CHECKING:
+    # Triton is about to change its default for fused multiply-add; results should not change.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    from triton import jit, knobs
+else:
+
+    def jit(function: Any) -> Any:
+        """Leave a kernel as it is: defined, but never launched."""
+        return function
+
+
+# With TRITON_INTERPRET=1 in the environment, Triton runs kernels on CPU tensors.
+INTERPRET = HAS_TRITON and knobs.runtime.interpret
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute in for tensors of a type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -41,7 +41,7 @@ def keep(folder: Path) -> None:
     config["commit"] = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
-    if config["study"] == "sensitivity":
+    if config["study"] != "memorization":
         verdicts.keep(folder, config)
         return
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -105,7 +105,8 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "memorization": memorization_part,
         "gradient norms": gradient_norms_report.compact,
         "loss sensitivity": sensitivity_report.compact,
-        "verdicts": verdicts.part,
+        "verdicts": verdicts.sensitivity_part,
+        "critical samples over the training": verdicts.csr_part,
     },
     ROOT / "bench" / "README.md": {
         "gradient norms": gradient_norms_report.page,

@@ -150,25 +150,50 @@ def class_sensitivity(model, inputs, targets, classes):
     return torch.stack(rows)
 
 
-def lass(model, inputs, noise, alpha, beta, radius, max_steps, gradient_at, low=None, high=None):
+def lass(
+    model,
+    inputs,
+    noise,
+    alpha,
+    beta,
+    radius,
+    max_steps,
+    gradient_at,
+    low=None,
+    high=None,
+    leads=None,
+):
     """First steps (-1 where none) and points, from the quantity 4 of the paper.
 
-    The noise of step s of example i is ``noise[s - 1][i]``.
+    The noise of step s of example i is ``noise[s - 1][i]``. A list ``leads`` receives for each
+    example the smallest distance from a tie at the points it tried, over the largest logit.
     """
     first_steps, points = [], []
     for number, x in enumerate(inputs.split(1)):
-        predicted = model(x).argmax(1)
-        point, found = x, -1
+        predicted = logits_of(model, x.clone()).argmax(1)
+        point, found, nearest = x, -1, math.inf
         for step in range(1, max_steps + 1):
             at = (point if gradient_at == "moving" else x).clone().requires_grad_()
-            (g,) = torch.autograd.grad(cross_entropy(model(at), predicted).sum(), at)
+            loss = cross_entropy(logits_of(model, at.clone()), predicted).sum()
+            (g,) = torch.autograd.grad(loss, at)
             point = point + alpha * g.sign() + beta * noise[step - 1][number]
             point = torch.minimum(torch.maximum(point, x - radius), x + radius)
             if low is not None:
                 point = point.clamp(low, high)
-            if model(point).argmax(1) != predicted:
+            logits = logits_of(model, point.clone()).detach()
+            nearest = min(nearest, abs(lead(logits, predicted)) / logits.abs().max())
+            if logits.argmax(1) != predicted:
                 found = step
                 break
         first_steps.append(found)
         points.append(point if found != -1 else x)
+        if leads is not None:
+            leads.append(float(nearest))
     return torch.tensor(first_steps), torch.cat(points)
+
+
+def lead(logits, predicted):
+    """By how much the best other class is ahead of the predicted one, for one example."""
+    (row,) = logits
+    others = [value for k, value in enumerate(row) if k != int(predicted)]
+    return float(max(others) - row[int(predicted)])

@@ -20,9 +20,16 @@ ALL = LABELLED | {
     "find_critical": lambda model, inputs, targets: memtools.find_critical(
         model, inputs, radius=0.1, max_steps=2
     ),
+    "find_critical, auto": lambda model, inputs, targets: memtools.find_critical(
+        model, inputs, radius=0.1, method="auto"
+    ),
     "critical_sample_ratio": lambda model, inputs, targets: memtools.critical_sample_ratio(
         model, inputs, radius=0.1, max_steps=2
     ),
+    "critical_radius": lambda model, inputs, targets: memtools.critical_radius(
+        model, inputs, [0.1, 0.2]
+    ),
+    "linear_reach": lambda model, inputs, targets: memtools.linear_reach(model, inputs, radius=0.1),
 }
 INPUTS = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([0, 1, 2, 1, 0])

@@ -22,9 +22,13 @@ METRICS = {
     "find_critical": lambda model, inputs, targets: memtools.find_critical(
         model, inputs, radius=0.5, max_steps=3
     ),
+    "find_critical, auto": lambda model, inputs, targets: memtools.find_critical(
+        model, inputs, radius=0.5, method="auto", certify=True
+    ),
     "critical_sample_ratio": lambda model, inputs, targets: memtools.critical_sample_ratio(
         model, inputs, radius=0.5, max_steps=3
     ),
+    "linear_reach": lambda model, inputs, targets: memtools.linear_reach(model, inputs, radius=0.5),
 }
 
 

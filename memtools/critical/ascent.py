@@ -13,8 +13,8 @@ from memtools.critical.slots import Slots
 
 __all__ = ["Ascent", "ascend", "reach_within"]
 
-GRACE = 2
-"""Steps before the slope decides: the first ones are long, and change it most."""
+GRACE = 1
+"""Steps before the slope decides: the first is the longest, and changes it most."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Ascent:
         keeps_slope: Whether the gradient at the start serves for all steps.
         least_reach: Smallest reach of each example with which its search goes on, ``(n,)``, see
             :func:`reach_within`; ``None`` goes on in any case.
+        is_last: Whether nothing comes after it.
     """
 
     weights: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,6 +42,7 @@ class Ascent:
     start: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     keeps_slope: bool = False
     least_reach: Tensor | None = None
+    is_last: bool = False
 
 
 def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
@@ -82,8 +84,8 @@ def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
             findings.spent[rows] += 1
 
         examples = is_start if how.start is None else None
-        done = findings.judge(logits, points, rows, examples) | (steps == last)
-        done |= findings.is_exhausted(rows)
+        is_other = findings.judge(logits, points, rows, examples)
+        done = is_other | (steps == last) | findings.is_exhausted(rows)
         if how.least_reach is not None and slope is not None:
             behind = -(logits * how.weights(logits, findings.predicted[rows], rows)).sum(1)
             reach = reach_within(slope, points, slots.low, slots.high, behind)
@@ -95,10 +97,11 @@ def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
                 noise=noise, keys=keys, steps=None if noise is None else steps,
             )  # fmt: skip
         steps += 1
-        leaving = int(done.sum())
-        if leaving:
+        if bool(done.any()):
+            if how.is_last:
+                findings.given_up += int((done & ~is_other).sum())
             slots.leave(done)
-        findings.look(len(slots), leaving)
+        findings.look(len(slots))
 
 
 def reach_within(

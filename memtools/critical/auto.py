@@ -24,15 +24,17 @@ from memtools.critical.result import Screening
 from memtools.critical.session import Session
 from memtools.critical.streams import uniform
 
-__all__ = ["PASSES", "search_thoroughly", "survey"]
+__all__ = ["passes_of", "search_thoroughly", "survey"]
 
 PASSES = 100
 """Passes per example at effort 1: those of 50 steps of projected gradient descent."""
 
+LEAST_EFFORT = 0.1
+
 CLASSES, FEWEST_CLASSES = 5, 3
 """Nearest classes that are surveyed at effort 1, more at a greater one; and at the least."""
 
-SCREENED = 0.4
+SCREENED = 0.3
 """Examples are left out whose slopes bring no class that part of the way to a flip."""
 
 LEAST_REACH = 0.5
@@ -67,6 +69,17 @@ class Survey:
     corners: Tensor
 
 
+def passes_of(effort: float) -> int:
+    """Passes that may be spent on an example.
+
+    Raises:
+        ValueError: If the effort is none.
+    """
+    if not LEAST_EFFORT <= effort < float("inf"):
+        raise ValueError(f"effort must be a number from {LEAST_EFFORT}, got {effort}")
+    return round(PASSES * effort)
+
+
 def survey(session: Session, rows: Tensor, count: int = CLASSES) -> Survey:
     """Look at the slopes of the nearest classes, by one forward pass and one backward for each."""
     centres = session.searched.centres[rows]
@@ -91,7 +104,10 @@ def survey(session: Session, rows: Tensor, count: int = CLASSES) -> Survey:
         1,
     )
     # A slope of zero, as of a saturated model, or one that is NaN does not say "far".
-    reaches = torch.where(reaches > 0, reaches, torch.inf)
+    is_flat = torch.stack(
+        [~(slope.reshape(len(slope), -1).abs().sum(1) > 0) for slope in slopes], 1
+    )
+    reaches = reaches.masked_fill(is_flat | reaches.isnan(), torch.inf)
     reaches, order = torch.sort(reaches, dim=1, descending=True, stable=True)
     best = slopes[0]
     for k, slope in enumerate(slopes[1:], 1):
@@ -158,12 +174,11 @@ def _first_look(session: Session, rows: Tensor, count: int) -> tuple[Tensor, Ten
     findings.points[rows] = seen.corners
     is_near = ~(seen.reaches[:, 0] < SCREENED)
     near = rows[is_near]
-    settled = int((~is_near).sum())
     if len(near):
         findings.spent[near] += 1
         corners = seen.corners[is_near]
-        settled += int(findings.judge(session.searched.logits(corners, near), corners, near).sum())
-    findings.look(len(rows), settled)
+        findings.judge(session.searched.logits(corners, near), corners, near)
+    findings.look(len(rows))
     return seen.reaches, seen.classes
 
 

@@ -35,7 +35,7 @@ class Box:
         """The box for some inputs.
 
         Raises:
-            ValueError: If radius or bounds do not fit them.
+            ValueError: If radius or bounds do not fit their shape, or bounds leave some out.
         """
         width = sizes_of("radius", radius, inputs)
         if bounds is None:
@@ -48,7 +48,6 @@ class Box:
                 )
             box = cls(width, *(_broadcast("bounds", bound, inputs) for bound in bounds))
             box._check_bounds(inputs, bounds)
-        box._check_units(inputs)
         return box
 
     def walls(self, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,8 +74,10 @@ class Box:
     def _check_bounds(self, inputs: Tensor, bounds: Bounds) -> None:
         assert self.low is not None
         assert self.high is not None
-        # A normalised black pixel may miss the normalised bound by a rounding error.
-        slack = 4 * torch.finfo(inputs.dtype).eps * torch.maximum(self.low.abs(), self.high.abs())
+        # A normalised black pixel may miss the normalised bound by a rounding error, which is that
+        # of float32 where images were normalised in it and cast afterwards.
+        eps = max(torch.finfo(dtype).eps for dtype in (inputs.dtype, torch.float32))
+        slack = 4 * eps * torch.maximum(self.low.abs(), self.high.abs())
         inside = (self.low - slack <= inputs) & (inputs <= self.high + slack)
         if not bool(inside.all()):
             raise ValueError(
@@ -84,10 +85,18 @@ class Box:
                 f"{float(inputs.min()):g} to {float(inputs.max()):g}; use the inputs' own units"
             )
 
-    def _check_units(self, inputs: Tensor) -> None:
+    def check_units(self, inputs: Tensor) -> None:
+        """Raise if the radius must be in other units than the inputs.
+
+        Raises:
+            ValueError: If it is.
+        """
         smallest, largest = float(inputs.min()), float(inputs.max())
-        widest = float(self.radius.max())
-        if largest > smallest and widest >= TOO_WIDE * (largest - smallest):
+        widest, span = float(self.radius.max()), largest - smallest
+        if self.low is not None and self.high is not None:
+            span = float((self.high - self.low).max())
+        # A single dark image spans little, and one that is flat says nothing.
+        if span and widest >= TOO_WIDE * max(1.0, span):
             raise ValueError(
                 f"radius must be in the units of the inputs, got {widest:g} for inputs from "
                 f"{smallest:g} to {largest:g}, a box in which every example holds all the others; "
@@ -112,7 +121,7 @@ def pixel_radius(radius: float = 0.3, normalize: Any = None, *, scale: float = 2
         scale: Largest pixel value.
 
     Returns:
-        A float without normalisation; with one, a float32 tensor of shape ``(C, 1, 1)``.
+        A float without normalisation; with one, a float64 tensor of shape ``(C, 1, 1)``.
 
     Raises:
         TypeError: If ``normalize`` is none of these.
@@ -123,12 +132,12 @@ def pixel_radius(radius: float = 0.3, normalize: Any = None, *, scale: float = 2
         >>> import torchvision
         >>> normalize = torchvision.transforms.Normalize([0.5, 0.5, 0.5], [0.25, 0.25, 0.5])
         >>> pixel_radius(8, normalize).flatten()
-        tensor([0.1255, 0.1255, 0.0627])
+        tensor([0.1255, 0.1255, 0.0627], dtype=torch.float64)
     """
     if normalize is None:
         return radius / scale
     _, std = _statistics(normalize)
-    return (radius / scale / std).float()
+    return radius / scale / std
 
 
 def pixel_bounds(normalize: Any = None) -> tuple[Any, Any]:
@@ -140,7 +149,7 @@ def pixel_bounds(normalize: Any = None) -> tuple[Any, Any]:
         normalize: As for :func:`pixel_radius`.
 
     Returns:
-        ``(0.0, 1.0)`` without normalisation, otherwise two float32 tensors of shape ``(C, 1, 1)``:
+        ``(0.0, 1.0)`` without normalisation, otherwise two float64 tensors of shape ``(C, 1, 1)``:
         what ``bounds`` of :func:`memtools.find_critical` takes.
 
     Raises:
@@ -150,7 +159,7 @@ def pixel_bounds(normalize: Any = None) -> tuple[Any, Any]:
     if normalize is None:
         return 0.0, 1.0
     mean, std = _statistics(normalize)
-    return (-mean / std).float(), ((1 - mean) / std).float()
+    return -mean / std, (1 - mean) / std
 
 
 def _statistics(normalize: Any) -> tuple[Tensor, Tensor]:
@@ -172,6 +181,10 @@ def _statistics(normalize: Any) -> tuple[Tensor, Tensor]:
             f"got {type(normalize).__name__}"
         )
     mean, std = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in normalize)
+    if len(mean) != len(std):
+        raise ValueError(
+            f"normalize must have as many means as deviations, got {len(mean)} and {len(std)}"
+        )
     if not bool((std > 0).all()) or not bool(torch.isfinite(mean / std).all()):
         raise ValueError(f"normalize must have positive standard deviations, got {normalize[1]}")
     return mean, std

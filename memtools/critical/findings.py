@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from memtools.critical.result import NEVER
-from memtools.critical.rounding import tolerance
+from memtools.critical.rounding import Rounding
 from memtools.critical.watch import Watch
 
 __all__ = ["Findings", "lead", "weights_of_pair"]
@@ -23,11 +23,11 @@ class Findings:
         tried: Points that were tried, ``(n,)``.
         spent: Forward and backward passes, ``(n,)``.
         keys: Numbers of their random streams, ``(n,)``.
-        rounding: Lead of another class that rounding can explain, relative to the largest logit.
+        rounding: What rounding can explain.
         most_tried: Points that may be tried for an example.
         most_spent: Passes that may be spent on an example.
         watch: The time limit and the progress bar.
-        settled: Examples whose search is over.
+        given_up: Examples whose search is over with nothing found.
     """
 
     predicted: Tensor
@@ -36,11 +36,11 @@ class Findings:
     tried: Tensor
     spent: Tensor
     keys: Tensor
-    rounding: float
+    rounding: Rounding
     most_tried: int
     most_spent: int
     watch: Watch
-    settled: int = 0
+    given_up: int = 0
 
     @property
     def is_found(self) -> Tensor:
@@ -62,7 +62,7 @@ class Findings:
             bool of shape ``(m,)``.
         """
         self.tried[rows] += 1 if is_start is None else ~is_start
-        is_other = lead(logits, self.predicted[rows])[0] > tolerance(logits, self.rounding)
+        is_other = ~self.rounding.explains(lead(logits, self.predicted[rows])[0], logits)
         found = is_other.nonzero().flatten()
         self.points[rows[found]] = points[found]
         self.first_step[rows[found]] = self.tried[rows[found]]
@@ -73,10 +73,13 @@ class Findings:
         # The next point takes a forward and a backward pass, a critical one a last look.
         return (self.tried[rows] >= self.most_tried) | (self.spent[rows] + 3 > self.most_spent)
 
-    def look(self, active: int, settled: int) -> None:
-        """Tell the watch how far the search is."""
-        self.settled += settled
-        self.watch.look(lambda: self.settled, active, lambda: int(self.is_found.sum()))
+    def look(self, active: int) -> None:
+        """Tell the watch how far the search is.
+
+        Args:
+            active: Examples in the batch.
+        """
+        self.watch.look(active, lambda: int(self.is_found.sum()), self.given_up)
 
 
 def lead(logits: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ that it calls arrives at :class:`_Propagation`, which looks for a rule (``interv
 has none, random numbers, and every look at a value end the proof, and never make a wrong one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +41,13 @@ class Proof:
     unsupported: str | None
 
 
-def prove_uncritical(forward: Forward, low: Tensor, high: Tensor, predicted: Tensor) -> Proof:
+def prove_uncritical(
+    forward: Forward,
+    low: Tensor,
+    high: Tensor,
+    predicted: Tensor,
+    call: Callable[[Tensor], Tensor] | None = None,
+) -> Proof:
     r"""Prove that no point of the box around an example is of another class than the example.
 
     Interval bound propagation (Gowal et al. 2018, arXiv 1810.12715): bounds of each layer's numbers
@@ -59,6 +66,7 @@ def prove_uncritical(forward: Forward, low: Tensor, high: Tensor, predicted: Ten
         low: Smallest value of each input, ``(n, ...)``.
         high: Largest, of the same shape and dtype.
         predicted: Class c of each example, ``(n,)`` int64.
+        call: What gives the logits, if it is not the model itself.
 
     Returns:
         A :class:`Proof`.
@@ -68,7 +76,7 @@ def prove_uncritical(forward: Forward, low: Tensor, high: Tensor, predicted: Ten
     try:
         with torch.no_grad(), propagation:
             lower, upper = (wall.to(torch.float64, copy=True) for wall in (low, high))
-            logits = forward(propagation.interval(Bounds(lower, upper), low.dtype))
+            logits = (call or forward)(propagation.interval(Bounds(lower, upper), low.dtype))
         if forward.drew_random_numbers():
             raise UnsupportedError("the model draws random numbers")
         if logits.ndim != 2:

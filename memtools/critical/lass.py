@@ -1,5 +1,6 @@
 """LASS, the search of the paper: the sign of the gradient, and noise."""
 
+import torch
 from torch import Tensor
 
 from memtools.critical.ascent import Ascent, ascend
@@ -16,13 +17,15 @@ def lass(session: Session, *, step_size: Tensor, noise: Tensor, gradient_at_star
         sizes=[1.0] * session.findings.most_tried,
         noise=noise if bool(noise.any()) else None,
         keeps_slope=gradient_at_start,
+        is_last=True,
     )
     ascend(session, session.everyone, how)
 
 
 def weights_of_cross_entropy(logits: Tensor, predicted: Tensor, rows: Tensor) -> Tensor:
-    """Gradient of the cross-entropy against the predicted class with respect to the logits."""
-    weights = logits.softmax(1)
-    # Not weights[k] - 1, which is rounded to nothing where the model is sure.
-    own = weights.scatter(1, predicted[:, None], 0.0).sum(1, keepdim=True)
-    return weights.scatter_(1, predicted[:, None], -own)
+    """Direction of the gradient of the cross-entropy against the predicted class k, by logits.
+
+    Of ``p - onehot(k)``, divided by ``1 - p_k``, which is rounded to nothing where a model is sure.
+    """
+    weights = logits.scatter(1, predicted[:, None], -torch.inf).softmax(1)
+    return weights.scatter_(1, predicted[:, None], -1.0)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from memtools.batch import check_batch
-from memtools.critical.auto import survey
-from memtools.critical.box import Bounds
-from memtools.critical.search import find_critical
+from memtools.critical.auto import passes_of, search_thoroughly, survey
+from memtools.critical.box import Bounds, Box
 from memtools.critical.session import Options, Session
 
 __all__ = ["critical_radius", "linear_reach"]
@@ -67,30 +66,34 @@ def critical_radius(
     ascending = sorted(float(radius) for radius in radii)
     if not ascending or not all(0 < radius < float("inf") for radius in ascending):
         raise ValueError(f"radii must be positive numbers, at least one, got {radii!r}")
+    most_spent = passes_of(effort)
     size = torch.as_tensor(unit).double()  # 0.1 in float32 is more than 0.1
     end = None if time_limit is None else time.monotonic() + time_limit
     smallest = torch.full((len(inputs),), float("inf"), device=inputs.device)
     left = torch.arange(len(inputs), device=inputs.device)
-    for radius in ascending:
+    for number, radius in enumerate(ascending):
         seconds = None if end is None else end - time.monotonic()
         if len(left) == 0 or (seconds is not None and seconds <= 0):
             break
-        search = find_critical(
-            model,
-            inputs[left],
-            radius=radius * size,
-            bounds=bounds,
-            method="auto",
-            effort=effort,
-            embedding=embedding,
-            generator=None if generator is None else generator.clone_state(),
-            batch_size=batch_size,
-            time_limit=seconds,
-            progress=progress,
-        )
-        smallest[left[search.is_critical]] = radius
-        left = left[~search.is_critical]
+        options = Options(
+            radius * size, bounds, embedding, _again(generator), batch_size, seconds, progress,
+            any_units=number > 0,  # the few that are left may be alike
+        )  # fmt: skip
+        with Session.over(model, inputs[left], options) as session:
+            if number == 0:
+                Box.around(session.searched.centres, ascending[-1] * size, bounds).check_units(
+                    session.searched.centres
+                )
+            session.begin(most_tried=most_spent // 2, most_spent=most_spent)
+            search_thoroughly(session)
+            found = session.result().is_critical
+        smallest[left[found]] = radius
+        left = left[~found]
     return smallest
+
+
+def _again(generator: torch.Generator | None) -> torch.Generator | None:
+    return None if generator is None else generator.clone_state()
 
 
 def linear_reach(

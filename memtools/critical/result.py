@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from math import comb, nan
+from math import exp, lgamma, log, log1p, nan
 from typing import Any
 
 import torch
@@ -36,15 +36,20 @@ class Screening:
     @property
     def highest_miss_rate(self) -> float:
         """Upper end of the one-sided 95% interval of Clopper and Pearson; 1 if none was audited."""
-        low, high = self.missed / self.audited if self.audited else 1.0, 1.0
+        n, missed = self.audited, self.missed
+        if missed == n:
+            return 1.0
+        low, high = missed / n, 1.0
         for _ in range(50):
             middle = (low + high) / 2
-            likely = sum(
-                comb(self.audited, k) * middle**k * (1 - middle) ** (self.audited - k)
-                for k in range(self.missed + 1)
-            )
+            likely = sum(_binomial(k, n, middle) for k in range(missed + 1))
             low, high = (middle, high) if likely > 0.05 else (low, middle)
         return high
+
+
+def _binomial(k: int, n: int, p: float) -> float:
+    ways = lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+    return exp(ways + k * log(p) + (n - k) * log1p(-p))
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,9 @@ class CriticalSearch:
             example, from 1; -1 where none was. For LASS that is the step. ``(n,)`` int64.
         evaluations: Forward and backward passes of single examples that the search took.
         max_steps: Points that were tried for an example at most.
-        rounding: How much the lead of the other class had to be at least, relative to the largest
-            logit of the point, so that rounding cannot explain it.
+        rounding: How much the lead of the other class had to be at least, so that rounding cannot
+            explain it, relative to the largest logit of the point or of the examples on which
+            rounding was measured, whichever is larger.
         is_complete: Whether the search came to its end before its time limit.
         screening: What leaving out examples has cost, ``None`` if none was left out.
         is_certified: Whether it is proved that the box holds no other class, ``(n,)`` bool;

@@ -1,12 +1,14 @@
 """How much of a difference between logits rounding can explain, measured on the model itself."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["relative_rounding", "tolerance"]
+__all__ = ["Rounding", "measured_rounding"]
 
 REPEATS = 4
 EXACT = {
@@ -51,8 +53,27 @@ class _Shaken(TorchDispatchMode):
         tensor.mul_(factors.to(tensor.dtype))
 
 
-def relative_rounding(call: Any) -> float:
-    r"""Largest rounding of a difference of two logits of an example, over its largest logit.
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding can do to the lead of a class.
+
+    Attributes:
+        relative: Lead that it can explain, over the largest logit.
+        scale: Largest logit of the sample on which that was measured. For smaller ones rounding
+            need not be smaller: it may come from terms that cancel.
+    """
+
+    relative: float
+    scale: float
+
+    def explains(self, lead: Tensor, logits: Tensor) -> Tensor:
+        """Whether rounding can explain a lead, ``(m,)`` bool, among logits ``(m, C)``."""
+        largest = logits.detach().abs().amax(1).clamp_min(self.scale)
+        return ~(lead > self.relative * largest)
+
+
+def measured_rounding(call: Callable[[], Tensor]) -> Rounding:
+    r"""How much rounding changes the difference of two logits of an example.
 
     Each of the operators of a forward pass rounds its result. Here every result is moved by a
     relative :math:`\pm\epsilon` of its own dtype, at random, and the change of the logits is seen:
@@ -63,23 +84,15 @@ def relative_rounding(call: Any) -> float:
         call: Gives the logits ``(n, C)`` of a few examples.
 
     Returns:
-        The bound, relative to the largest logit of an example in absolute value.
+        The bound.
     """
     with torch.no_grad():
         exact = call().double()
         if exact.ndim != 2 or not bool(exact.isfinite().all()):
-            return 0.0  # an error of its own follows
-        scale = exact.abs().amax(1)
-        worst = 0.0
+            return Rounding(0.0, 0.0)  # an error of its own follows
+        scale, worst = float(exact.abs().max()), 0.0
         for seed in range(REPEATS):
             with _Shaken(seed):
-                shaken = call()
-            change = shaken.double() - exact
-            spread = change.amax(1) - change.amin(1)
-            worst = max(worst, float((spread / scale.clamp_min(torch.finfo().tiny)).max()))
-    return SAFETY * worst
-
-
-def tolerance(logits: Tensor, relative: float) -> Tensor:
-    """Difference of two logits of each example that rounding can explain, ``(n,)``."""
-    return relative * logits.detach().abs().amax(1)
+                change = call().double() - exact
+            worst = max(worst, float((change.amax(1) - change.amin(1)).max()))
+    return Rounding(SAFETY * worst / scale if scale else 0.0, scale)

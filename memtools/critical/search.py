@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from memtools.critical.auto import PASSES, search_thoroughly
+from memtools.critical.auto import passes_of, search_thoroughly
 from memtools.critical.box import Bounds, sizes_of
 from memtools.critical.lass import lass
 from memtools.critical.result import CriticalSearch
@@ -14,7 +14,6 @@ __all__ = ["critical_sample_ratio", "find_critical"]
 STEP_OVER_RADIUS = 0.25 / 0.3
 NOISE_OVER_RADIUS = 0.2 / 0.3
 LASS_STEPS = 100
-LEAST_EFFORT = 0.1
 
 
 def find_critical(
@@ -60,10 +59,11 @@ def find_critical(
 
     with the cross-entropy against the class k predicted at x, until another class is predicted.
 
-    ``method="auto"`` finds more, with a tenth of the passes: it leaves out examples that the slopes
-    of their nearest classes put far from any boundary, tries the corner of the box that the slope
-    points to, and climbs from there, from the example towards single classes, and from a random
-    start, in shrinking steps. What it leaves out is audited, see ``CriticalSearch.screening``.
+    ``method="auto"`` finds more, and takes far fewer passes wherever most examples are not
+    critical: it leaves out examples that the slopes of their nearest classes put far from any
+    boundary, tries the corner of the box that the slope points to, and climbs from there, from a
+    random start, and from the example towards single classes, in shrinking steps. What it leaves
+    out is audited, see ``CriticalSearch.screening``.
 
     A flip is reported only if a plain forward pass of the returned point shows it, by a lead that
     rounding cannot explain: the lead must exceed four times the largest change that was seen when
@@ -93,8 +93,8 @@ def find_critical(
         gradient_at: ``"moving"``, the gradient at the moving point, as in the authors' code, or
             ``"start"``, at the example, as the paper prints it. LASS only.
         effort: At effort 1, the default, no example takes more than 100 forward and backward
-            passes, and most take five; at another, so many times 100; 0.1 at least. ``"auto"``
-            only.
+            passes, and most take less than ten; at another, so many times 100; 0.1 at least.
+            ``"auto"`` only.
         certify: Whether to prove for as many examples as can be that they are not critical, by
             interval bounds: ``CriticalSearch.possible_ratio``.
         embedding: A module of the model, or its name, whose output is searched in place of the
@@ -139,16 +139,13 @@ def find_critical(
                 f'{name} has no meaning for method="{method}", got {value!r}; leave it out, or '
                 f'pass method="{other}"'
             )
-    effort = 1.0 if effort is None else effort
-    if not LEAST_EFFORT <= effort < float("inf"):
-        raise ValueError(f"effort must be a number from {LEAST_EFFORT}, got {effort}")
+    most_spent = passes_of(1.0 if effort is None else effort)
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}; leave it out for all")
 
     options = Options(radius, bounds, embedding, generator, batch_size, time_limit, progress)
     with Session.over(model, inputs, options) as session:
         if method == "auto":
-            most_spent = round(PASSES * effort)
             session.begin(most_tried=max_steps or most_spent // 2, most_spent=most_spent)
             screening = search_thoroughly(session)
         else:

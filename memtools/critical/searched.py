@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from memtools.batch import check_logits
-from memtools.critical.rounding import relative_rounding
+from memtools.critical.rounding import Rounding, measured_rounding
 from memtools.gradients.passes import differentiate
 from memtools.guard import Forward, leaf
 
@@ -43,7 +43,6 @@ class Searched:
         self._inputs = inputs
         self._layer = layer
         self.evaluations = 0
-        self._has_softmax = False
         self.centres = inputs if layer is None else self._outputs_of_layer()
         self._has_softmax = self._gives_probabilities()
 
@@ -93,17 +92,18 @@ class Searched:
     def batch_size(self) -> int:
         """How many examples fit into a pass, by what a pass of two keeps for its backward pass."""
         kept = 0
+        weights = {w.untyped_storage().data_ptr() for w in self.forward.weights.values()}
 
         def count(tensor: Tensor) -> Tensor:
             nonlocal kept
-            kept += tensor.numel() * tensor.element_size()
+            if tensor.untyped_storage().data_ptr() not in weights:
+                kept += tensor.numel() * tensor.element_size()
             return tensor
 
         rows = torch.arange(min(2, len(self.centres)), device=self.centres.device)
         with torch.enable_grad(), saved_tensors_hooks(count, lambda tensor: tensor):
-            self._call(leaf(self.centres[rows]), rows)
-        weights = sum(w.numel() * w.element_size() for w in self.forward.weights.values())
-        of_one = max(1, (kept - weights) // len(rows), self.centres[0].numel() * 4)
+            self.outputs(leaf(self.centres[rows]), rows)
+        of_one = max(1, kept // len(rows))
         room = CPU_ACTIVATIONS
         if self.centres.is_cuda:
             room = torch.cuda.mem_get_info(self.centres.device)[0] // GPU_SHARE
@@ -116,39 +116,44 @@ class Searched:
             ValueError: If they do.
         """
         rows = torch.arange(min(2, len(self.centres)), device=self.centres.device)
-        self.forward.refuse_coupling(self.centres[:2], lambda x: self._call(x, rows))
+        self.forward.refuse_coupling(self.centres[:2], lambda x: self.outputs(x, rows))
+        self.evaluations += 4 if len(rows) == 2 else 0  # a backward pass of two for each of two
 
-    def rounding(self, rows: Tensor) -> float:
-        """Lead of another class that rounding can explain, see :func:`relative_rounding`."""
-        return relative_rounding(lambda: self._call(self.centres[rows], rows))
+    def rounding(self, rows: Tensor) -> Rounding:
+        """What rounding can explain, measured on some examples."""
+        return measured_rounding(lambda: self._unchecked(self.centres[rows], rows))
 
     def _logits(self, points: Tensor, rows: Tensor) -> Tensor:
-        logits = self._call(points, rows)
+        logits = self._unchecked(points, rows)
         check_logits(logits, len(points), rows)
         return logits
 
-    def _call(self, points: Tensor, rows: Tensor) -> Tensor:
+    def outputs(self, points: Tensor, rows: Tensor) -> Tensor:
+        """What the model returns, unchecked."""
         self.evaluations += len(points)
         if self._layer is None:
-            output = self.forward(points)
-        else:
-            with _replaced(self._layer, lambda _: points.clone()):
-                output = self.forward(self._inputs[rows])
+            return self.forward(points)
+        with _replaced(self._layer, lambda _: points.clone()):
+            return self.forward(self._inputs[rows])
+
+    def _unchecked(self, points: Tensor, rows: Tensor) -> Tensor:
+        outputs = self.outputs(points, rows)
+        if not self._has_softmax:
+            return outputs
         # Slopes of probabilities vanish where the model is sure; those of logarithms do not.
-        return (
-            output.clamp_min(torch.finfo(output.dtype).tiny).log() if self._has_softmax else output
-        )
+        return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
 
     def _gives_probabilities(self) -> bool:
         rows = torch.arange(min(2, len(self.centres)), device=self.centres.device)
         with torch.no_grad():
-            output = self._call(self.centres[rows], rows)
+            output = self.outputs(self.centres[rows], rows)
         if output.ndim != 2 or not output.is_floating_point():
             return False  # an error of its own follows
         return bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() < SUM_TO_ONE).all())
 
     def _outputs_of_layer(self) -> Tensor:
         assert self._layer is not None
+        self.evaluations += len(self._inputs)
         made: list[Tensor] = []
         with _replaced(self._layer, lambda output: made.append(output)), torch.no_grad():
             for chunk in self._inputs.split(LARGEST_BATCH):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from memtools.critical.box import Bounds, Box
 from memtools.critical.findings import Findings, lead
 from memtools.critical.intervals import prove_uncritical
 from memtools.critical.result import NEVER, CriticalSearch, Screening
-from memtools.critical.rounding import tolerance
 from memtools.critical.searched import Searched
 from memtools.critical.streams import seed_of, stream_keys
 from memtools.critical.watch import Watch
@@ -27,7 +27,10 @@ SAMPLE = 16
 
 @dataclass(frozen=True)
 class Options:
-    """What all searches are given, see :func:`memtools.find_critical`."""
+    """What all searches are given, see :func:`memtools.find_critical`.
+
+    ``any_units`` takes a radius of any size.
+    """
 
     radius: float | Tensor
     bounds: Bounds | None = None
@@ -36,6 +39,7 @@ class Options:
     batch_size: int | None = None
     time_limit: float | None = None
     progress: bool = False
+    any_units: bool = False
 
 
 class Session:
@@ -73,6 +77,10 @@ class Session:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         check_batch(inputs, tokens=options.embedding is not None)
+        if inputs[0].numel() == 0:
+            raise ValueError(
+                f"inputs have no elements, shape {tuple(inputs.shape)}; there is nothing to search"
+            )
         size, limit = options.batch_size, options.time_limit
         if size is not None and size < 1:
             raise ValueError(f"batch_size must be at least 1, got {size}; None chooses it")
@@ -90,6 +98,8 @@ class Session:
         ):
             searched = Searched(forward, plain(inputs), layer)
             box = Box.around(searched.centres, options.radius, options.bounds)
+            if layer is None and not options.any_units:
+                box.check_units(searched.centres)
             searched.refuse_coupling()
             keys = stream_keys(plain(inputs), seed_of(options.generator))
             yield cls(searched, box, keys, size or searched.batch_size(), watch)
@@ -122,6 +132,9 @@ class Session:
         others = (~findings.is_found).nonzero().flatten()
         for rows in others.split(self.batch_size):  # no second copy of all inputs
             findings.points[rows] = self.searched.centres[rows]
+        if not self._watch.is_over:
+            findings.given_up = len(others)
+        findings.look(0)
         is_certified, uncertified = self._certify(others) if certify else (None, None)
         return CriticalSearch(
             is_critical=findings.is_found,
@@ -130,7 +143,7 @@ class Session:
             first_step=findings.first_step,
             evaluations=self.searched.evaluations,
             max_steps=findings.most_tried,
-            rounding=findings.rounding,
+            rounding=findings.rounding.relative,
             is_complete=not self._watch.is_over,
             screening=screening,
             is_certified=is_certified,
@@ -143,7 +156,7 @@ class Session:
         for rows in findings.is_found.nonzero().flatten().split(self.batch_size):
             logits = self.searched.logits(findings.points[rows], rows)
             ahead = lead(logits, findings.predicted[rows])[0]
-            failed = ~(ahead > tolerance(logits, findings.rounding))
+            failed = findings.rounding.explains(ahead, logits)
             findings.first_step[rows[failed]] = NEVER
 
     def _certify(self, rows: Tensor) -> tuple[Tensor, str | None]:
@@ -151,7 +164,11 @@ class Session:
         for chunk in rows.split(self.batch_size):
             low, high = self.box.walls(self.searched.centres[chunk])
             proof = prove_uncritical(
-                self.searched.forward, low, high, self.findings.predicted[chunk]
+                self.searched.forward,
+                low,
+                high,
+                self.findings.predicted[chunk],
+                partial(self.searched.outputs, rows=chunk),
             )
             if proof.unsupported is not None:
                 return is_certified, proof.unsupported

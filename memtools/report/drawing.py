@@ -1,26 +1,35 @@
 """What all figures share: style, canvas, files, and curves with bands over seeds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from memtools.extras import require
 from memtools.files import replace_atomically
 from memtools.studies.conditions import Condition
+from memtools.studies.summary import Outcome
 
-__all__ = ["Figure", "band", "canvas", "draw_figures", "save"]
+__all__ = ["Figure", "band", "canvas", "draw_figures", "over_epochs", "save"]
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; the dashes
-# carry the same information without colour.
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart, and two that
+# are darker, for 60 and 80%; the dashes carry the same information without colour. Random labels
+# and random inputs of one share look alike: they are not in one figure.
 STYLES = {
     "real": ("#0072B2", "solid"),
     "random-labels-20": ("#E69F00", (0, (6, 1.5))),
     "random-labels-40": ("#D55E00", (0, (4, 1.5, 1, 1.5))),
+    "random-labels-60": ("#9C3587", (0, (8, 1.5, 1, 1.5, 1, 1.5))),
+    "random-labels-80": ("#4B2E83", (0, (3, 2))),
     "random-labels-100": ("#CC79A7", (0, (2, 1))),
+    "random-inputs-20": ("#E69F00", (0, (6, 1.5))),
+    "random-inputs-40": ("#D55E00", (0, (4, 1.5, 1, 1.5))),
+    "random-inputs-60": ("#9C3587", (0, (8, 1.5, 1, 1.5, 1, 1.5))),
+    "random-inputs-80": ("#4B2E83", (0, (3, 2))),
     "random-inputs-100": ("#009E73", (0, (1, 1))),
 }
 
@@ -101,6 +110,28 @@ def band(axes: Any, condition: Condition, x: NDArray[Any], values: NDArray[Any])
         marker="o" if len(x) == 1 else None,
         label=condition.title,
     )
+
+
+def over_epochs(
+    axes: Any, outcomes: Iterable[Outcome], metric: str, label: str, *, percent: bool = True
+) -> None:
+    """Curves over the training, one for each outcome that has any number.
+
+    Args:
+        axes: Where they are drawn.
+        outcomes: What is drawn.
+        metric: Name of the curve.
+        label: What the vertical axis says.
+        percent: Whether numbers are shares, to be shown in percent.
+    """
+    for outcome in outcomes:
+        values = outcome.curves[metric] * (100 if percent else 1)
+        if not np.isnan(values).all():
+            band(axes, outcome.condition, outcome.curves["epoch"][0], values)
+    axes.set_xlabel("epochs of training")
+    axes.set_ylabel(label)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_ylim(0, 102 if percent else 1)
 
 
 @contextmanager

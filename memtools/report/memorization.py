@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from memtools.critical import NOISE_OVER_RADIUS, STEP_OVER_RADIUS
+from memtools.report.critical import of_search
 from memtools.report.figures.memorization import FIGURES
 from memtools.report.thumbnails import extremes
 from memtools.studies.cells import Cell
@@ -11,7 +11,6 @@ from memtools.studies.folder import RunFolder
 from memtools.studies.memorization import Config
 from memtools.studies.memorization.conditions import CONDITIONS
 from memtools.studies.memorization.recorder import NORM
-from memtools.studies.memorization.summary import Sizes
 
 __all__ = ["FIGURES", "contents"]
 
@@ -23,9 +22,7 @@ def contents(folder: RunFolder, config: Config, data: Data) -> dict[str, Any]:
     by_key = {condition.key: condition for condition in CONDITIONS}
     cells = [Cell(by_key[key], config.seeds[0]) for key in SHOWN]
     return {
-        "sizes": Sizes.of(config, data),
-        "step_over_radius": STEP_OVER_RADIUS,
-        "noise_over_radius": NOISE_OVER_RADIUS,
+        **of_search(config, data),
         "galleries": [
             (
                 cell.condition,

@@ -3,16 +3,15 @@
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from memtools.extras import require
 from memtools.guard import untouched
+from memtools.progress import progress_bar
 from memtools.sensitivity.examples import Examples
 from memtools.sensitivity.gathered import InputGradients
 from memtools.sensitivity.history import History
@@ -120,7 +119,9 @@ class Run:
         examples = self.examples
         chunks = [columns[i : i + at_once] for i in range(0, len(columns), at_once)]
         _settle_allocator(tape.device)
-        with _bar(self._progress, sum(chunk[0].time + 1 for chunk in chunks)) as tick:
+        steps = sum(chunk[0].time + 1 for chunk in chunks)
+        with progress_bar(self._progress, "loss sensitivity", steps) as update:
+            done = count(1)
             for chunk in chunks:
                 plan = Plan(
                     history=History(tape, examples, products),
@@ -134,7 +135,7 @@ class Run:
                     window=self._window,
                     block=block,
                     finish=finish,
-                    progress=tick,
+                    progress=lambda: update(next(done)),
                 )
                 sweep(plan, chunk)
 
@@ -142,7 +143,7 @@ class Run:
         """How many adjoints go together: as many as their activations leave room for."""
         size = 0
 
-        def count(tensor: Tensor) -> Tensor:
+        def add(tensor: Tensor) -> Tensor:
             nonlocal size
             size += tensor.numel() * tensor.element_size()
             return tensor.detach()
@@ -152,7 +153,7 @@ class Run:
         weights = [w.detach().requires_grad_() for w in replay.split(state.vectors[WEIGHT])]
         with (
             replay.as_in(largest),
-            torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(add, lambda tensor: tensor),
         ):
             replay.losses(
                 weights,
@@ -175,17 +176,6 @@ def _settle_allocator(device: torch.device) -> None:
     """
     if device.type == "cpu":
         torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-@contextmanager
-def _bar(wanted: bool, total: int) -> Iterator[Callable[[], None]]:
-    if not wanted:
-        yield lambda: None
-        return
-    console = require("rich.console").Console(stderr=True)
-    with require("rich.progress").Progress(console=console) as bar:
-        task = bar.add_task("loss sensitivity", total=total)
-        yield partial(bar.advance, task)
 
 
 def _times(at: Any, total: int) -> list[int]:

@@ -5,8 +5,8 @@ Each has the same face: ``Config``, every setting; ``cells(config)``, its traini
 ``summarise(folder, config, data)``, what came of it.
 """
 
-from memtools.studies import memorization, sensitivity
+from memtools.studies import csr, memorization, sensitivity
 
 __all__ = ["STUDIES"]
 
-STUDIES = {"memorization": memorization, "sensitivity": sensitivity}
+STUDIES = {"memorization": memorization, "sensitivity": sensitivity, "csr": csr}

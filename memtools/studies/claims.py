@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from memtools.extras import require
 from memtools.studies.conditions import RANDOM_INPUTS, RANDOM_LABELS, REAL
 
-__all__ = ["Verdict", "class_claims", "diagonal_contrast", "gini_claims", "judge", "off_diagonal"]
+__all__ = [
+    "Values",
+    "Verdict",
+    "class_claims",
+    "diagonal_contrast",
+    "gini_claims",
+    "judge",
+    "off_diagonal",
+]
 
 CONFIDENCE = 0.95
 
@@ -31,6 +39,7 @@ class Verdict:
         low: Lower end of the 95% Student-t interval of that mean; ``None`` without one.
         high: Its upper end.
         n: Number of seeds for which the number is defined.
+        about: What it is about where the same is stated of several things.
     """
 
     claim: str
@@ -40,9 +49,12 @@ class Verdict:
     low: float | None
     high: float | None
     n: int
+    about: str = ""
 
 
-def judge(claim: str, statement: str, effects: Sequence[float] | Values) -> Verdict:
+def judge(
+    claim: str, statement: str, effects: Sequence[float] | Values, *, about: str = ""
+) -> Verdict:
     r"""A verdict from one number per seed, by the interval :math:`\bar e \pm t_{n-1} s / \sqrt n`.
 
     Args:
@@ -50,6 +62,7 @@ def judge(claim: str, statement: str, effects: Sequence[float] | Values) -> Verd
         statement: As in :class:`Verdict`.
         effects: One number per seed, above zero where the statement is true of that seed; paired
             differences, for instance. Where one is NaN or infinite, there is no verdict.
+        about: As in :class:`Verdict`.
 
     Returns:
         The verdict; undecided and without an interval for fewer than two seeds.
@@ -69,15 +82,15 @@ def judge(claim: str, statement: str, effects: Sequence[float] | Values) -> Verd
     defined = np.isfinite(values)
     n = int(defined.sum())
     if n < len(values):
-        return Verdict(claim, statement, "undecided", None, None, None, n)
+        return Verdict(claim, statement, "undecided", None, None, None, n, about)
     effect = float(values.mean())
     if n < 2:
-        return Verdict(claim, statement, "undecided", effect, None, None, n)
+        return Verdict(claim, statement, "undecided", effect, None, None, n, about)
     quantile = float(require("scipy.stats").t.ppf((1 + CONFIDENCE) / 2, n - 1))
     reach = quantile * float(values.std(ddof=1)) / math.sqrt(n)
     low, high = effect - reach, effect + reach
     verdict = "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
-    return Verdict(claim, statement, verdict, effect, low, high, n)
+    return Verdict(claim, statement, verdict, effect, low, high, n, about)
 
 
 def gini_claims(ginis: Mapping[str, Mapping[str, Values]]) -> Iterator[Verdict]:

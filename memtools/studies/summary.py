@@ -8,12 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtools.studies.cells import Cell
+from memtools.studies.conditions import Condition
 from memtools.studies.folder import RunFolder
 
-__all__ = ["Curves", "Summary", "Table", "curves_of", "percent"]
+__all__ = ["Curves", "Outcome", "Summary", "Table", "curves_of", "percent"]
 
 Curves = NDArray[np.float64]
 """One row per seed, one column per line of ``metrics.jsonl``, or per example."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All seeds of one condition; studies add what they have beyond curves.
+
+    Attributes:
+        condition: What they were trained on.
+        curves: Every number of ``metrics.jsonl`` by name, shape ``(seeds, lines)``.
+    """
+
+    condition: Condition
+    curves: dict[str, Curves]
+
+    def final(self, name: str) -> Curves:
+        """Values of the last line, one per seed."""
+        return self.curves[name][:, -1]
 
 
 @dataclass(frozen=True)

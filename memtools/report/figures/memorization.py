@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from memtools.inequality import lorenz_curve
-from memtools.report.drawing import Figure, band
+from memtools.report.drawing import Figure, band, over_epochs
 from memtools.studies.memorization.summary import Outcome
 
 __all__ = ["FIGURES"]
@@ -16,14 +16,7 @@ def _curve(
     metric: str, label: str, *, percent: bool = True
 ) -> Callable[[Any, dict[str, Outcome]], None]:
     def draw(axes: Any, outcomes: dict[str, Outcome]) -> None:
-        for outcome in outcomes.values():
-            values = outcome.curves[metric] * (100 if percent else 1)
-            if not np.isnan(values).all():
-                band(axes, outcome.condition, outcome.curves["epoch"][0], values)
-        axes.set_xlabel("epochs of training")
-        axes.set_ylabel(label)
-        axes.locator_params(axis="x", integer=True)
-        axes.set_ylim(0, 102 if percent else 1)
+        over_epochs(axes, outcomes.values(), metric, label, percent=percent)
 
     return draw
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memtools.report.drawing import Figure, band
+from memtools.report.drawing import Figure, over_epochs
 from memtools.studies.conditions import RANDOM_INPUTS, RANDOM_LABELS, REAL
 from memtools.studies.sensitivity.summary import Outcome, Outcomes
 
@@ -20,16 +20,12 @@ def _curve(
     task: str, metric: str, label: str, *, percent: bool = False, log: bool = False
 ) -> Callable[[Any, Outcomes], None]:
     def draw(axes: Any, outcomes: Outcomes) -> None:
-        for outcome in outcomes[task].values():
-            values = outcome.curves[metric] * (100 if percent else 1)
-            band(axes, outcome.condition, outcome.curves["epoch"][0], values)
-        axes.set_xlabel("epochs of training")
-        axes.set_ylabel(label)
-        axes.locator_params(axis="x", integer=True)
+        over_epochs(axes, outcomes[task].values(), metric, label, percent=percent)
         if log:
+            axes.set_ylim(auto=True)
             axes.set_yscale("log")
-        else:
-            axes.set_ylim(0, 102 if percent else _ceiling(outcomes, metric))
+        elif not percent:
+            axes.set_ylim(0, _ceiling(outcomes, metric))
 
     return draw
 

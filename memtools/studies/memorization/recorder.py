@@ -1,14 +1,11 @@
 """What the memorization study measures while a network trains."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from memtools import seeds
-from memtools.critical import critical_sample_ratio
 from memtools.data import Tensors
 from memtools.gradients import input_gradient_norms
 from memtools.guard import untouched
@@ -17,7 +14,9 @@ from memtools.ledger import Ledger
 from memtools.studies.cells import Cell, Tell
 from memtools.studies.data import CHUNK, predict
 from memtools.studies.folder import RunFolder, write_parquet
-from memtools.training import Callback, EpochResult, Run
+from memtools.studies.networks import EpochRecorder
+from memtools.studies.probes import Probes
+from memtools.training import EpochResult, Run
 
 __all__ = ["NORM", "Recorder"]
 
@@ -25,55 +24,34 @@ NORM = "input_gradient_norm"
 """Column of the ledger with the L1 norm of the loss gradient with respect to the input."""
 
 
-class Recorder(Callback):
+class Recorder(EpochRecorder):
     """Measures after every epoch: a line in ``metrics.jsonl``, a presentation in the ledger.
 
     Args:
         folder: The run folder.
         cell: The training.
-        num_examples: Number of training examples.
-        probes: Inputs by name in which critical samples are searched.
-        radius: Half-width of their box.
-        steps: Steps of the search.
         tell: Told how many epochs are newly done.
+        epochs: Number of epochs.
+        num_examples: Number of training examples.
+        probes: Examples around which critical samples are searched.
     """
 
     def __init__(
         self,
         folder: RunFolder,
         cell: Cell,
-        num_examples: int,
-        *,
-        probes: dict[str, Tensor],
-        radius: float,
-        steps: int,
         tell: Tell,
+        epochs: int,
+        *,
+        num_examples: int,
+        probes: Probes,
     ) -> None:
-        self.folder = folder
-        self.cell = cell
+        super().__init__(folder, cell, tell, range(1, epochs + 1))
         self.ledger = Ledger(num_examples)
         self.probes = probes
-        self.radius = radius
-        self.steps = steps
-        self.tell = tell
 
-    def on_start(self, run: Run) -> None:
-        """Forget the lines of epochs that a kill undid."""
-        weight = next(run.model.parameters())
-        self.probes = {part: probe.to(weight) for part, probe in self.probes.items()}
-        done = len(run.results)
-        self.folder.drop_rows_from(
-            lambda row: self.folder.is_of(row, **self.cell.values) and row["epoch"] > done
-        )
-        if self.folder.count_rows(**self.cell.values) < done:
-            raise ValueError(
-                f"{self.folder.path / 'metrics.jsonl'} lacks lines that were there when "
-                f"{self.folder.path / 'checkpoints'} was written; remove that folder to train anew"
-            )
-        self.tell(done)
-
-    def on_epoch_end(self, run: Run, result: EpochResult) -> None:
-        """Measure, and append what was measured."""
+    def measure(self, run: Run, result: EpochResult) -> dict[str, Any]:
+        """How unequally the examples pull, and how many are critical."""
         train: Tensors = run.train
         logits = predict(run.model, train.inputs)
         with untouched(run.model, evaluating=True):
@@ -83,28 +61,11 @@ class Recorder(Callback):
         )
         mean_norms = torch.from_numpy(self.ledger.history(NORM)).double().mean(1)
         right = logits.argmax(1) == train.targets
-        self.folder.append(
-            self.cell.values
-            | asdict(result)
-            | {
-                "corrupted_accuracy": _share(right[train.is_corrupted]),
-                "gini_of_running_mean": float(gini(mean_norms)),
-                "gini_instantaneous": float(gini(norms)),
-            }
-            | {f"csr_{part}": self._csr(run.model, part, result.epoch) for part in self.probes}
-        )
-        self.tell(1)
-
-    def _csr(self, model: nn.Module, part: str, epoch: int) -> float:
-        ratio = critical_sample_ratio(
-            model,
-            self.probes[part],
-            radius=self.radius,
-            max_steps=self.steps,
-            generator=seeds.generator(self.cell.seed, "csr", part, epoch),
-            batch_size=CHUNK,
-        )
-        return float(ratio)
+        return {
+            "corrupted_accuracy": _share(right[train.is_corrupted]),
+            "gini_of_running_mean": float(gini(mean_norms)),
+            "gini_instantaneous": float(gini(norms)),
+        } | self.probes.ratios(run.model, result.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger so far."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from memtools.extras import require
+from memtools.studies import summary
 from memtools.studies.cells import Cell
 from memtools.studies.conditions import Condition
 from memtools.studies.data import Data
@@ -15,31 +16,24 @@ from memtools.studies.folder import RunFolder, read_parquet
 from memtools.studies.memorization.conditions import CONDITIONS
 from memtools.studies.memorization.config import Config
 from memtools.studies.memorization.recorder import NORM
+from memtools.studies.probes import Sizes
 from memtools.studies.summary import Curves, Summary, Table, curves_of, percent
 
-__all__ = ["COLUMNS", "Outcome", "Sizes", "summarise", "summary_of", "table_row"]
+__all__ = ["COLUMNS", "Outcome", "summarise", "summary_of", "table_row"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(summary.Outcome):
     """All seeds of one condition.
 
     Attributes:
-        condition: What they were trained on.
-        curves: Every number of ``metrics.jsonl`` by name, shape ``(seeds, epochs)``.
         norms: Mean input-gradient norm over the epochs, shape ``(seeds, n)``.
         detection: AUROC of finding wrong labels by each score, one value per seed; empty where
             no label is wrong.
     """
 
-    condition: Condition
-    curves: dict[str, Curves]
     norms: Curves
     detection: dict[str, list[float]]
-
-    def final(self, name: str) -> Curves:
-        """Values after the last epoch, one per seed."""
-        return self.curves[name][:, -1]
 
     def epochs_to_fit(self) -> list[float]:
         """First epoch with 100% training accuracy for each seed; infinite if there was none."""
@@ -47,21 +41,6 @@ class Outcome:
             float(np.argmax(seed >= 1) + 1) if (seed >= 1).any() else float("inf")
             for seed in self.curves["train_accuracy"]
         ]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of examples: held out, and searched for critical samples in either part."""
-
-    held_out: int
-    searched: int
-    searched_train: int
-
-    @classmethod
-    def of(cls, config: Config, data: Data) -> "Sizes":
-        """The sizes that a configuration comes to on its data."""
-        held_out, train = len(data.validation), len(data.train)
-        return cls(held_out, min(config.csr_examples, held_out), min(config.csr_examples, train))
 
 
 COLUMNS = (
@@ -174,7 +153,7 @@ def _sentences(outcomes: dict[str, Outcome], config: Config, sizes: Sizes) -> It
 
     csr = "csr_validation"
     yield (
-        f"Decision boundaries: a search of {config.csr_steps} steps finds another predicted "
+        f"Decision boundaries: {config.search_in_words} finds another predicted "
         f"class within ±{config.radius:.3g} per pixel around "
         f"{percent(real.final(csr))} of {sizes.searched} held-out examples after training on real "
         f"labels, {percent(labels.final(csr))} after random labels and "

@@ -1,12 +1,11 @@
 """What the sensitivity study came to: tables, verdicts, and sentences."""
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from memtools.files import write_text
+from memtools.studies import summary
 from memtools.studies.cells import Cell
 from memtools.studies.claims import (
     Verdict,
@@ -21,31 +20,24 @@ from memtools.studies.folder import RunFolder, read_parquet
 from memtools.studies.sensitivity.config import SCORE, Config
 from memtools.studies.sensitivity.experiment import CONDITIONS, files_of
 from memtools.studies.summary import Curves, Summary, Table, curves_of, percent
+from memtools.studies.verdicts import verdict_table, write_verdicts
 
 __all__ = ["Outcome", "Outcomes", "summarise"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(summary.Outcome):
     """All seeds of one condition in one task.
 
     Attributes:
-        condition: What they were trained on.
         task: ``"classes"`` or ``"own-class"``.
-        curves: Every number of ``metrics.jsonl`` by name, shape ``(seeds, evaluation times)``.
         sensitivity: Of each example, mean over the evaluation times, shape ``(seeds, n)``.
         matrices: Per-class sensitivity, shape ``(seeds, C, C)``; ``None`` for the other task.
     """
 
-    condition: Condition
     task: str
-    curves: dict[str, Curves]
     sensitivity: Curves
     matrices: Curves | None
-
-    def final(self, name: str) -> Curves:
-        """Values at the last evaluation time, one per seed."""
-        return self.curves[name][:, -1]
 
     def largest_share(self) -> Curves:
         """Share of the evaluation time with most sensitivity in the sum, one per seed."""
@@ -75,16 +67,11 @@ def summarise(folder: RunFolder, config: Config, data: Data) -> Summary:
         for task, conditions in CONDITIONS.items()
     }
     verdicts = list(_verdicts(outcomes))
-    write_text(
-        folder.path / "verdicts.json",
-        json.dumps([asdict(v) for v in verdicts], indent=2, allow_nan=False) + "\n",
-    )
+    write_verdicts(folder.path / "verdicts.json", verdicts)
     title = f"{config.dataset}: {len(data.train):,} training examples"
     columns = ("trained on", "training accuracy", "Gini", "sensitivity", "off / on diagonal")
     numbers = Table(title, columns, [_row(o) for of in outcomes.values() for o in of.values()])
-    columns = ("statement", "claim", "verdict", "effect", "95% interval", "seeds")
-    checks = Table("Verdicts", columns, [_check(verdict) for verdict in verdicts])
-    return Summary(outcomes, [numbers, checks], list(_sentences(outcomes, config)))
+    return Summary(outcomes, [numbers, verdict_table(verdicts)], list(_sentences(outcomes, config)))
 
 
 def _outcome(
@@ -96,8 +83,8 @@ def _outcome(
     matrices = [np.loadtxt(f.matrices, delimiter=",", ndmin=2) for f in files if f.matrices]
     return Outcome(
         condition,
-        task,
         curves_of(rows, cells),
+        task,
         np.array(sensitivity),
         np.stack(matrices) if matrices else None,
     )
@@ -128,13 +115,6 @@ def _row(outcome: Outcome) -> list[str]:
         f"{outcome.curves['mean_sensitivity'].mean():.2g}",
         f"{np.mean(shares):.2f}" if shares else "",
     ]
-
-
-def _check(verdict: Verdict) -> list[str]:
-    interval = "" if verdict.low is None else f"{verdict.low:+.3f} to {verdict.high:+.3f}"
-    effect = "" if verdict.effect is None else f"{verdict.effect:+.3f}"
-    claim = verdict.claim
-    return [verdict.statement, claim, verdict.verdict, effect, interval, str(verdict.n)]
 
 
 def _sentences(outcomes: Outcomes, config: Config) -> Iterator[str]:

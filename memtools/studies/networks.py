@@ -1,0 +1,245 @@
+"""What studies share that train a network of some size and look at it after its epochs."""
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import nn
+
+from memtools import models, seeds
+from memtools.batch import check_logits
+from memtools.data import Split, Tensors
+from memtools.studies.cells import Cell, Progress, Tell, run_cells
+from memtools.studies.config import Settings, setting
+from memtools.studies.data import Data, corrupt, predict, read
+from memtools.studies.folder import RunFolder
+from memtools.training import Callback, EpochResult, Run, Trainer
+
+__all__ = ["EpochRecorder", "NetworkSettings", "prepare", "run_networks"]
+
+Recorded = TypeVar("Recorded", bound="EpochRecorder")
+
+WIDTHS = {"tiny-mlp": 16, "small-alexnet": 200}
+"""The paper's widths, where they are the default; its MLP has 4096 units."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """Settings of the network, its optimiser, and the search for critical samples."""
+
+    validation_size: int | None = setting(None, "examples held out (all)")
+    model: str = setting("mlp", "mlp, tiny-mlp or small-alexnet")
+    width: int = setting(256, "units (mlp) or channels (small-alexnet) of a hidden layer")
+    depth: int = setting(2, "hidden layers (mlp) or convolutions (small-alexnet)")
+    dropout: float = setting(0.0, "probability of dropping a hidden unit (not tiny-mlp)")
+    momentum: float = setting(0.9, "momentum of SGD")
+    weight_decay: float = setting(0.0, "weight decay of SGD")
+    radius: float = setting(
+        1 / 16, "half-width of the box of a critical sample; inputs are in [0, 1]"
+    )
+    search: str = setting(
+        "lass", "search for critical samples: lass, the paper's, or auto, a more thorough one"
+    )
+    csr_steps: int = setting(10, "steps of that search (lass)")
+    csr_examples: int = setting(200, "examples searched, of the training set and of those held out")
+    precision: str = setting("float32", "float32, float64, bfloat16 or float16 (autocast)")
+
+    @classmethod
+    def suited(cls, **settings: Any) -> Self:
+        """The defaults for the data set and the model that are named, changed by what is given."""
+        if settings.get("model") in WIDTHS:
+            settings = {"width": WIDTHS[settings["model"]]} | settings
+        return super().suited(**settings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of("search", ("lass", "auto"))
+        self._at_least_one("csr_steps", "csr_examples")
+        self._positive("radius")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def search_in_words(self) -> str:
+        """The search for critical samples as the beginning of a sentence goes on."""
+        return f"a search of {self.csr_steps} steps" if self.search == "lass" else "a search"
+
+
+class EpochRecorder(Callback):
+    """Appends a line to ``metrics.jsonl`` after an epoch; a study says what more is in it.
+
+    Args:
+        folder: The run folder.
+        cell: The training.
+        tell: Told how many epochs are newly done.
+        epochs: Epochs that have a line.
+    """
+
+    def __init__(self, folder: RunFolder, cell: Cell, tell: Tell, epochs: Collection[int]) -> None:
+        self.folder = folder
+        self.cell = cell
+        self.tell = tell
+        self.epochs = frozenset(epochs)
+
+    def measure(self, run: Run, result: EpochResult) -> dict[str, Any]:
+        """What the line has beyond training, condition and :class:`EpochResult`."""
+        raise NotImplementedError
+
+    def on_start(self, run: Run) -> None:
+        """Forget the lines of epochs that a kill undid."""
+        done = len(run.results)
+        self.folder.drop_rows_from(
+            lambda row: self.folder.is_of(row, **self.cell.values) and row["epoch"] > done
+        )
+        expected = sum(epoch <= done for epoch in self.epochs)
+        if self.folder.count_rows(**self.cell.values) < expected:
+            raise ValueError(
+                f"{self.folder.path / 'metrics.jsonl'} lacks lines that were there when "
+                f"{self.folder.path / 'checkpoints'} was written; remove that folder to train anew"
+            )
+        self.tell(done)
+
+    def on_epoch_end(self, run: Run, result: EpochResult) -> None:
+        """Measure, and append what was measured."""
+        if result.epoch in self.epochs:
+            measured = self.measure(run, result)
+            self.folder.append(self.cell.values | asdict(result) | measured)
+        self.tell(1)
+
+
+def prepare(config: NetworkSettings) -> Data:
+    """Load the data and try out every setting, before anything is written.
+
+    Raises:
+        ValueError: If a setting cannot be used.
+        FileNotFoundError: If the data are not there.
+    """
+    data = read(config, validation_size=config.validation_size)
+    try:
+        model = _build(config, data.split, seed=0)
+    except RuntimeError as error:
+        raise ValueError(
+            f"width {config.width} with depth {config.depth} cannot be built: {error}"
+        ) from error
+    check_logits(predict(model, data.train.inputs[:1]))
+    normalises = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+    if normalises and (config.batch_size == 1 or len(data.train) % config.batch_size == 1):
+        raise ValueError(
+            f"batch_size {config.batch_size} makes a batch of one of the {len(data.train)} "
+            f"examples, which the BatchNorm of {config.model} cannot normalise; choose another"
+        )
+    _trainer(config, model)
+    return data
+
+
+def run_networks(
+    study: str,
+    config: NetworkSettings,
+    out: Path,
+    data: Data,
+    cells: Sequence[Cell],
+    recorder: Callable[[RunFolder, Cell, Tensors, Tell], Recorded],
+    *,
+    lines: int,
+    results: Sequence[str] = (),
+    finish: Callable[[RunFolder, Cell, Recorded, nn.Module, Tensors], None] | None = None,
+    progress: Progress | None = None,
+) -> RunFolder:
+    """Train one network for each cell, or those that are not finished yet, epoch by epoch.
+
+    Args:
+        study: Name of the study.
+        config: All settings.
+        out: The run folder.
+        data: What :func:`prepare` gave.
+        cells: The trainings, in order.
+        recorder: Makes what measures one training, from the noisy training set.
+        lines: Lines of ``metrics.jsonl`` of a training.
+        results: Folders in which a finished training has a Parquet file.
+        finish: Writes those files.
+        progress: Told about every epoch.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: If a setting cannot be used, or the folder belongs to another run.
+        FloatingPointError: If a training diverges.
+    """
+    folder = RunFolder.open(out, study, config.as_json(), str(data.device))
+    for name in ("checkpoints", *results):
+        (out / name).mkdir(exist_ok=True)
+
+    def checkpoint(cell: Cell) -> Path:
+        return out / "checkpoints" / f"{cell.name}.pt"
+
+    def scratch(cell: Cell) -> list[Path]:
+        """The checkpoint, and what a kill while it was written left of the next."""
+        path = checkpoint(cell)
+        return [path, *path.parent.glob(f".{path.name}*")]
+
+    def train(cell: Cell, tell: Tell) -> None:
+        noisy = corrupt(config, data, cell.condition, cell.seed)
+        model = _build(config, data.split, cell.seed)
+        measuring = recorder(folder, cell, noisy, tell)
+        _trainer(config, model, cell.seed, [measuring], checkpoint(cell)).fit(
+            noisy, data.validation
+        )
+        if finish is not None:
+            finish(folder, cell, measuring, model, noisy)
+        checkpoint(cell).unlink()
+
+    run_cells(
+        folder,
+        cells,
+        train,
+        lines=lines,
+        results=lambda cell: [out / name / f"{cell.name}.parquet" for name in results],
+        scratch=scratch,
+        epochs=config.epochs,
+        threads=config.threads,
+        progress=progress,
+    )
+    with suppress(OSError):  # somebody's own file in it
+        (out / "checkpoints").rmdir()
+    return folder
+
+
+def _build(config: NetworkSettings, split: Split, seed: int) -> nn.Module:
+    settings: dict[str, Any] = {"width": config.width, "depth": config.depth}
+    if config.dropout:
+        if config.model == "tiny-mlp":
+            raise ValueError(f"dropout must be 0 for tiny-mlp, got {config.dropout}")
+        settings["dropout"] = config.dropout
+    with seeds.seeded(seed, "weights"):
+        return models.build(config.model, split.input_shape, len(split.class_names), **settings)
+
+
+def _trainer(
+    config: NetworkSettings,
+    model: nn.Module,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: Path | None = None,
+) -> Trainer:
+    return Trainer(
+        model,
+        partial(
+            torch.optim.SGD,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        ),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seed=seed,
+        device=config.device,
+        precision=config.precision,  # type: ignore[arg-type]
+        callbacks=callbacks,
+        checkpoint=checkpoint,
+    )

@@ -13,9 +13,6 @@ from memtools.critical.slots import Slots
 
 __all__ = ["Ascent", "ascend", "reach_within"]
 
-GRACE = 1
-"""Steps before the slope decides: the first is the longest, and changes it most."""
-
 
 @dataclass(frozen=True)
 class Ascent:
@@ -76,7 +73,7 @@ def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
             logits, climbing = searched.gradients(points, rows, weights)
             findings.spent[rows] += 2
             if slope is None:
-                slope = climbing
+                slope = climbing.contiguous()
             else:
                 slope[is_start] = climbing[is_start]
         else:
@@ -86,21 +83,25 @@ def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
         examples = is_start if how.start is None else None
         is_other = findings.judge(logits, points, rows, examples)
         done = is_other | (steps == last) | findings.is_exhausted(rows)
-        if how.least_reach is not None and slope is not None:
+        # Seldom, since it costs as much as the step itself: after 1, 2, 4, 8, ... steps.
+        judged = (steps > 0) & ((steps & (steps - 1)) == 0)
+        if how.least_reach is not None and slope is not None and bool(judged.any()):
             behind = -(logits * how.weights(logits, findings.predicted[rows], rows)).sum(1)
             reach = reach_within(slope, points, slots.low, slots.high, behind)
-            done |= (steps >= GRACE) & (reach < how.least_reach[rows])
-        if slope is not None:
-            keys, noise = (None, None) if how.noise is None else (findings.keys[rows], how.noise)
-            box_step(
-                points, slope, slots.low, slots.high, unit=how.unit, sizes=sizes[steps],
-                noise=noise, keys=keys, steps=None if noise is None else steps,
-            )  # fmt: skip
-        steps += 1
+            done |= judged & (reach < how.least_reach[rows])
         if bool(done.any()):
             if how.is_last:
                 findings.given_up += int((done & ~is_other).sum())
-            slots.leave(done)
+            slots.leave(done, *(() if slope is None or how.keeps_slope else (slope,)))
+        if slope is not None and len(slots):
+            rows, steps = slots.rows, slots.steps
+            keys = None if how.noise is None else findings.keys[rows]
+            box_step(
+                slots.points, slope[: len(slots)], slots.low, slots.high, unit=how.unit,
+                sizes=sizes[steps], noise=how.noise, keys=keys, steps=steps,
+            )  # fmt: skip
+            steps += 1
+        slots.fill()
         findings.look(len(slots))
 
 

@@ -34,11 +34,9 @@ LEAST_EFFORT = 0.1
 CLASSES, FEWEST_CLASSES = 5, 3
 """Nearest classes that are surveyed at effort 1, more at a greater one; and at the least."""
 
-SCREENED = 0.3
-"""Examples are left out whose slopes bring no class that part of the way to a flip."""
-
-LEAST_REACH = 0.5
-"""Where the slope at the point reached does not bring half of the way, a search ends."""
+LEAST_REACH = 0.3
+"""Examples are left out whose slopes bring no class that part of the way to a flip, and a search
+ends where the slope at the point reached does not."""
 
 AUDITED = 0.05
 """Share of the examples left out that is searched all the same."""
@@ -104,15 +102,14 @@ def survey(session: Session, rows: Tensor, count: int = CLASSES) -> Survey:
         1,
     )
     # A slope of zero, as of a saturated model, or one that is NaN does not say "far".
-    is_flat = torch.stack(
-        [~(slope.reshape(len(slope), -1).abs().sum(1) > 0) for slope in slopes], 1
-    )
-    reaches = reaches.masked_fill(is_flat | reaches.isnan(), torch.inf)
+    if not bool((reaches > 0).all()):
+        is_flat = torch.stack([~(s.reshape(len(s), -1).abs().sum(1) > 0) for s in slopes], 1)
+        reaches = reaches.masked_fill(is_flat | reaches.isnan(), torch.inf)
     reaches, order = torch.sort(reaches, dim=1, descending=True, stable=True)
-    best = slopes[0]
+    best = slopes[0].contiguous()
     for k, slope in enumerate(slopes[1:], 1):
-        is_best = (order[:, 0] == k).view(-1, *[1] * (slope.ndim - 1))
-        best = torch.where(is_best, slope, best)
+        is_best = (order[:, 0] == k).nonzero().flatten()
+        best[is_best] = slope[is_best]
     corners = centres.clone(memory_format=torch.contiguous_format)
     sizes = torch.full_like(reaches[:, 0], 2)
     box_step(corners, best, low, high, unit=session.box.radius, sizes=sizes)
@@ -138,7 +135,7 @@ def search_thoroughly(session: Session) -> Screening | None:
     if not chunks:
         return None
     reaches, classes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    is_far = reaches[:, 0] < SCREENED
+    is_far = reaches[:, 0] < LEAST_REACH
     audited = is_far & (uniform(findings.keys[: len(is_far)], AUDIT) < AUDITED)
     # The slope, which is what is audited, does not end the search of an audited example.
     least_reach = torch.where(audited, -torch.inf, LEAST_REACH).to(reaches.dtype)
@@ -157,7 +154,7 @@ def search_thoroughly(session: Session) -> Screening | None:
     for number in range(restarts):
         climb(remaining(~is_far), _ahead, shrinking, partial(_anywhere, session, number))
     for k in range(1, reaches.shape[1]):  # the corner was that of the first one
-        near = live & (reaches[:, k] >= SCREENED)
+        near = live & (reaches[:, k] >= LEAST_REACH)
         to_corner_and_on = [2.0, *_shrinking(TARGETED_STEPS)]
         climb(remaining(near), partial(_towards, classes[:, k]), to_corner_and_on)
     if not bool(is_far.any()):
@@ -172,7 +169,7 @@ def _first_look(session: Session, rows: Tensor, count: int) -> tuple[Tensor, Ten
     findings.predicted[rows] = seen.predicted
     findings.spent[rows] += 1 + seen.classes.shape[1]
     findings.points[rows] = seen.corners
-    is_near = ~(seen.reaches[:, 0] < SCREENED)
+    is_near = ~(seen.reaches[:, 0] < LEAST_REACH)
     near = rows[is_near]
     if len(near):
         findings.spent[near] += 1

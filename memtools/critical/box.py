@@ -51,25 +51,29 @@ class Box:
         return box
 
     def walls(self, centres: Tensor) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest point of the box of each example.
-
-        Rounding never puts a wall farther than ``radius`` from the centre, measured in the dtype
-        of the inputs, nor the centre outside of the walls.
+        """The lowest and the highest point of the box of each example, up to rounding.
 
         Args:
             centres: Examples, ``(n, ...)``.
 
         Returns:
-            Two tensors of the shape of ``centres``.
+            Two tensors of the shape of ``centres``, which never leave a centre outside.
         """
         low, high = centres - self.radius, centres + self.radius
-        # The nearest number to a wall may lie outside of the box; the one before it does not.
-        low = torch.where(centres - low > self.radius, torch.nextafter(low, centres), low)
-        high = torch.where(high - centres > self.radius, torch.nextafter(high, centres), high)
         if self.low is not None and self.high is not None:
             low = torch.minimum(torch.maximum(low, self.low), centres)
             high = torch.maximum(torch.minimum(high, self.high), centres)
         return low, high
+
+    def pulled_in(self, points: Tensor, centres: Tensor) -> Tensor:
+        """Points between the walls, moved where rounding has put a wall outside of the box.
+
+        Their distances from the centres are then at most ``radius``, measured in the dtype of the
+        inputs.
+        """
+        outside = (points - centres).abs() > self.radius
+        # The nearest number to a wall may lie outside; the one before it does not.
+        return torch.where(outside, torch.nextafter(points, centres), points)
 
     def _check_bounds(self, inputs: Tensor, bounds: Bounds) -> None:
         assert self.low is not None

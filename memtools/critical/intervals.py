@@ -1,8 +1,8 @@
 """A proof that no point of a box is of another class, by interval bounds through the whole model.
 
 The model runs once, on a tensor that holds two numbers for each one. Every operator of PyTorch's
-that it calls arrives at :class:`_Propagation`, which looks for a rule (``interval_rules.py``). What
-has none, random numbers, and every look at a value end the proof, and never make a wrong one.
+that it calls arrives at :class:`_Propagation`, which looks for a rule (``rules/``). What has
+none, random numbers, and every look at a value end the proof, and never make a wrong one.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from memtools.critical.interval_rules import (
-    RULES,
-    Bounds,
-    Rounding,
-    Scores,
-    UnsupportedError,
-)
+from memtools.critical.ranges import Range, Scores
+from memtools.critical.roundoff import Roundoff, UnsupportedError
+from memtools.critical.rules import RULES
 from memtools.guard import Forward
 
 __all__ = ["Proof", "prove_uncritical"]
@@ -57,7 +53,7 @@ def prove_uncritical(
 
     through the last linear layer in one piece. A softmax or log-softmax may follow it. The proof
     holds for the model as it is computed, rounding included, in any batch and order of summation
-    on the same kind of device; what is assumed stands in ``interval_rules.py``. It does not hold
+    on the same kind of device; what is assumed stands in ``roundoff.py``. It does not hold
     in half precision, autocast or TF32, which are unsupported. Memory: that of a forward pass in
     float64, times three or so.
 
@@ -76,7 +72,7 @@ def prove_uncritical(
     try:
         with torch.no_grad(), propagation:
             lower, upper = (wall.to(torch.float64, copy=True) for wall in (low, high))
-            logits = (call or forward)(propagation.interval(Bounds(lower, upper), low.dtype))
+            logits = (call or forward)(propagation.interval(Range(lower, upper), low.dtype))
         if forward.drew_random_numbers():
             raise UnsupportedError("the model draws random numbers")
         if logits.ndim != 2:
@@ -92,13 +88,13 @@ def prove_uncritical(
 class _Interval(Tensor):
     """A tensor of whose numbers only bounds are known."""
 
-    bounds: Bounds
+    bounds: Range
     propagation: "_Propagation"
     writes: int
 
     @staticmethod
     def __new__(
-        cls: type, bounds: Bounds, dtype: torch.dtype, propagation: "_Propagation"
+        cls: type, bounds: Range, dtype: torch.dtype, propagation: "_Propagation"
     ) -> "_Interval":
         interval = Tensor._make_wrapper_subclass(
             cls,
@@ -149,9 +145,9 @@ class _Propagation(TorchDispatchMode):
         """Keep in mind why nothing is proved, unless there is a reason already."""
         self.unsupported = self.unsupported or sentence
 
-    def interval(self, bounds: Bounds, dtype: torch.dtype) -> _Interval:
+    def interval(self, bounds: Range, dtype: torch.dtype) -> _Interval:
         """A tensor with these bounds, NaN in place of what says nothing or may overflow."""
-        limit = Rounding(dtype).limit
+        limit = Roundoff(dtype).limit
         is_known = (-limit <= bounds.lower) & (bounds.lower <= bounds.upper)
         unknown = ~(is_known & (bounds.upper <= limit))
         bounds.lower.masked_fill_(unknown, torch.nan)
@@ -160,9 +156,9 @@ class _Propagation(TorchDispatchMode):
 
     def scores(self, logits: Tensor) -> Scores:
         """What tells which class is the largest."""
-        rounding = Rounding(logits.dtype)
+        rounding = Roundoff(logits.dtype)
         if not isinstance(logits, _Interval):
-            return Scores.of(Bounds.of(logits), rounding)
+            return Scores.of(Range.of(logits), rounding)
         bounds = self._bounds(logits, rounding)
         return bounds.scores or Scores.of(bounds, rounding)
 
@@ -202,12 +198,12 @@ class _Propagation(TorchDispatchMode):
 
         def unknown(like: Tensor) -> _Interval:
             nothing = torch.full(like.shape, torch.nan, dtype=torch.float64, device=device)
-            return _Interval(Bounds(nothing, nothing.clone()), like.dtype, self)
+            return _Interval(Range(nothing, nothing.clone()), like.dtype, self)
 
         first = tree_leaves(expected)[0]
         if not any(i.is_floating_point() for i in _intervals((args, kwargs))):
             return tree_map_only(Tensor, unknown, expected)  # moved places of largest numbers
-        rounding = Rounding(first.dtype)
+        rounding = Roundoff(first.dtype)
 
         def argument(value: Any) -> Any:
             if isinstance(value, _Interval):
@@ -221,7 +217,7 @@ class _Propagation(TorchDispatchMode):
         rule = RULES[func.overloadpacket]
         rule_args, rule_kwargs = tree_map(argument, (args, kwargs))
         found = rule(func, rounding, *rule_args, **rule_kwargs)
-        found = iter([found] if isinstance(found, Bounds) else found)
+        found = iter([found] if isinstance(found, Range) else found)
         is_view = any(r.alias_info is not None for r in func._schema.returns)
 
         def result(like: Tensor) -> _Interval:
@@ -246,7 +242,7 @@ class _Propagation(TorchDispatchMode):
         target.bounds.upper.copy_(result.bounds.upper)
         return target
 
-    def _bounds(self, interval: _Interval, rounding: Rounding) -> Bounds:
+    def _bounds(self, interval: _Interval, rounding: Roundoff) -> Range:
         """What is known of an interval that an operator takes for a result in a dtype."""
         if interval.propagation is not self:
             raise UnsupportedError("takes a tensor from an earlier forward pass")

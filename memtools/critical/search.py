@@ -102,8 +102,8 @@ def find_critical(
             in that space.
         generator: Gives the seed of all streams of noise; ``None`` is a new one with seed 0. The
             global random state is neither read nor changed.
-        batch_size: Examples a pass; ``None`` takes 1024, or as many as fit half a gigabyte of
-            activations, on a GPU a quarter of the free memory.
+        batch_size: Examples a pass; ``None`` takes 1024, or as many as fit 64 MiB of activations,
+            on a GPU a quarter of the free memory.
         time_limit: Seconds after which what was found is returned; ``None`` for no limit.
         progress: Whether to show a progress bar on stderr.
 

@@ -16,8 +16,8 @@ from memtools.guard import Forward, leaf
 __all__ = ["Searched"]
 
 LARGEST_BATCH = 1024
-CPU_ACTIVATIONS = 2**29
-"""Bytes of activations that a pass may keep on a CPU."""
+CPU_ACTIVATIONS = 2**26
+"""Bytes of activations that a pass keeps on a CPU: with more, it waits for memory."""
 
 SUM_TO_ONE = 1e-3
 """Outputs that are not negative and sum to 1 but for this are probabilities."""

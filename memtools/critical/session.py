@@ -154,7 +154,9 @@ class Session:
         """Forget each point that a plain forward pass does not find to be of another class."""
         findings = self.findings
         for rows in findings.is_found.nonzero().flatten().split(self.batch_size):
-            logits = self.searched.logits(findings.points[rows], rows)
+            points = self.box.pulled_in(findings.points[rows], self.searched.centres[rows])
+            findings.points[rows] = points
+            logits = self.searched.logits(points, rows)
             ahead = lead(logits, findings.predicted[rows])[0]
             failed = findings.rounding.explains(ahead, logits)
             findings.first_step[rows[failed]] = NEVER
@@ -163,6 +165,9 @@ class Session:
         is_certified = torch.zeros_like(self.everyone, dtype=torch.bool)
         for chunk in rows.split(self.batch_size):
             low, high = self.box.walls(self.searched.centres[chunk])
+            # Rounding may have put a wall inside of the box.
+            low = torch.nextafter(low, torch.full_like(low, -torch.inf))
+            high = torch.nextafter(high, torch.full_like(high, torch.inf))
             proof = prove_uncritical(
                 self.searched.forward,
                 low,

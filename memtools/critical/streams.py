@@ -59,7 +59,10 @@ def _shifted(z: Tensor, places: int) -> Tensor:
 
 def _hash(inputs: Tensor) -> Tensor:
     rows = inputs.reshape(len(inputs), -1) + 0  # -0.0 is 0.0, whose bytes are others
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.itemsize]
-    values = rows.contiguous().view(integer).long()
-    places = torch.arange(1, rows.shape[1] + 1, device=inputs.device) * GOLDEN
+    size = rows.shape[1] * rows.itemsize
+    longest = next(
+        t for t in (torch.int64, torch.int32, torch.int16, torch.int8) if size % t.itemsize == 0
+    )
+    values = rows.contiguous().view(longest).long()
+    places = torch.arange(1, values.shape[1] + 1, device=inputs.device) * GOLDEN
     return _mixed(values ^ _mixed(places)).sum(1)

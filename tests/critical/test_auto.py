@@ -8,7 +8,7 @@ from torch import nn
 
 from memtools import find_critical, linear_reach
 from memtools.critical import Screening
-from memtools.critical.auto import SCREENED
+from memtools.critical.auto import LEAST_REACH
 from memtools.critical.streams import seed_of, stream_keys, uniform
 
 
@@ -123,7 +123,7 @@ def test_what_is_left_out(networks):
     counted = networks.Counted(nn.Sequential(nn.Unflatten(1, (1, 6, 6)), model))
     search = find_critical(counted, inputs, radius=radius, method="auto", batch_size=256)
     assert search.screening is not None
-    far = linear_reach(counted.model, inputs[:, 1:], radius=0.03) < SCREENED
+    far = linear_reach(counted.model, inputs[:, 1:], radius=0.03) < LEAST_REACH
     assert search.screening.left_out == far.sum()
     audited = far & audited_of(inputs)
     assert search.screening.audited == audited.sum()

@@ -83,12 +83,17 @@ def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
         examples = is_start if how.start is None else None
         is_other = findings.judge(logits, points, rows, examples)
         done = is_other | (steps == last) | findings.is_exhausted(rows)
-        # Seldom, since it costs as much as the step itself: after 1, 2, 4, 8, ... steps.
-        judged = (steps > 0) & ((steps & (steps - 1)) == 0)
+        # Seldom, since it costs as much as the step itself: after 0, 1, 2, 4, 8, ... steps.
+        judged = (steps & (steps - 1)) == 0
+        if examples is not None:
+            judged &= ~examples  # what is searched has been chosen by their slopes
         if how.least_reach is not None and slope is not None and bool(judged.any()):
             behind = -(logits * how.weights(logits, findings.predicted[rows], rows)).sum(1)
             reach = reach_within(slope, points, slots.low, slots.high, behind)
-            done |= judged & (reach < how.least_reach[rows])
+            is_stuck = judged & (reach < how.least_reach[rows])
+            # Where the model is flat, no search has come to anything yet.
+            findings.is_stuck[rows] |= is_stuck & slope.reshape(len(slope), -1).any(1)
+            done |= is_stuck
         if bool(done.any()):
             if how.is_last:
                 findings.given_up += int((done & ~is_other).sum())

@@ -152,7 +152,8 @@ def search_thoroughly(session: Session) -> Screening | None:
     shrinking = _shrinking(steps)
     climb(remaining(live), _ahead, shrinking, partial(_corners, session))
     for number in range(restarts):
-        climb(remaining(~is_far), _ahead, shrinking, partial(_anywhere, session, number))
+        hopeful = ~is_far & ~findings.is_stuck[: len(is_far)]
+        climb(remaining(hopeful), _ahead, shrinking, partial(_anywhere, session, number))
     for k in range(1, reaches.shape[1]):  # the corner was that of the first one
         near = live & (reaches[:, k] >= LEAST_REACH)
         to_corner_and_on = [2.0, *_shrinking(TARGETED_STEPS)]

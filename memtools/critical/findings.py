@@ -27,6 +27,7 @@ class Findings:
         most_tried: Points that may be tried for an example.
         most_spent: Passes that may be spent on an example.
         watch: The time limit and the progress bar.
+        is_stuck: Examples of which a search came to a point with too little reach, ``(n,)`` bool.
         given_up: Examples whose search is over with nothing found.
     """
 
@@ -40,6 +41,7 @@ class Findings:
     most_tried: int
     most_spent: int
     watch: Watch
+    is_stuck: Tensor
     given_up: int = 0
 
     @property

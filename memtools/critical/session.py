@@ -121,6 +121,7 @@ class Session:
             most_tried=most_tried,
             most_spent=most_spent,
             watch=self._watch,
+            is_stuck=torch.zeros_like(never, dtype=torch.bool),
         )
 
     def result(

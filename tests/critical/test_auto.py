@@ -212,8 +212,9 @@ def test_a_saturated_model_is_searched_and_not_screened(networks):
     counted = networks.Counted(Plateaus())
     search = find_critical(counted, inputs, radius=radius, method="auto", batch_size=32)
     assert search.screening is None
-    # Not only the corner: a climb, and one from another start. Without a slope both are short.
-    assert (counted.of_each(40, at_least=32)[~search.is_critical] > 10).all()
+    # Two passes for the slopes, one for the corner, two each for a climb and for one from another
+    # start: without a slope both end where they begin.
+    assert (counted.of_each(40, at_least=32)[~search.is_critical] >= 2 + 1 + 2 + 2).all()
     # Random starts reach what is behind the step in a good part of the boxes; no other is there.
     assert not search.is_critical[inputs[:, 1] >= 0.5].any()
     assert search.is_critical.any()

@@ -140,7 +140,6 @@ def test_the_process_can_be_interrupted():
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert output == "interrupted True None\n", errors
-    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["compiled", "compiled in place", "distributed", "frozen"])

@@ -170,6 +170,8 @@ def _thousands(row: Record) -> str:
 
 
 def _time(row: Record) -> str:
+    if row["method"] == LASS:
+        return "1"
     return f"{number(row['ratio'])} ({number(row['ratio_p20'])} to {number(row['ratio_p80'])})"
 
 

@@ -75,7 +75,7 @@ def tolerance(case, oracles):
     return oracles.float32_tolerance(case.model)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def process_group(tmp_path_factory):
     """A process group of this process alone, for DistributedDataParallel."""
     store = tmp_path_factory.mktemp("store") / "file"

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from bench import critical_reference
 from bench.critical_models import HELD_OUT, RECIPES, TUNED, images, trained
-from bench.critical_peers import PEERS, STEPS, STEPS_ACROSS, Cell, Peer, Search, loop, versions
+from bench.critical_peers import (
+    LOOPS,
+    PEERS,
+    STEPS,
+    STEPS_ACROSS,
+    Cell,
+    Peer,
+    Search,
+    versions,
+)  # fmt: skip
 from bench.gradient_norms import RESULTS, circumstances, first_words, keep, show
 from bench.searched import Whole, counted, flips
 from bench.timing import QUICK, Effort, Make, Timing, in_turn
@@ -79,7 +88,7 @@ def ours(method: str, cell: Cell) -> Search:
     )
 
 
-METHODS: dict[str, Peer] = {name: partial(ours, name) for name in OURS} | {"loop": loop} | PEERS
+METHODS: dict[str, Peer] = {name: partial(ours, name) for name in OURS} | LOOPS | PEERS
 
 
 def looked_at(row: Row, cell: Cell, union: Tensor, search: Search) -> tuple[Row, Tensor]:
@@ -100,10 +109,10 @@ def looked_at(row: Row, cell: Cell, union: Tensor, search: Search) -> tuple[Row,
     return row, mask
 
 
-def timed_share(cell: Cell, passes: int) -> tuple[Make, float]:
+def timed_share(method: str, cell: Cell, passes: int) -> tuple[Make, float]:
     """The loop over some of the examples, and what its time is to be multiplied by."""
     share = torch.randperm(len(cell.inputs), generator=torch.Generator().manual_seed(0))
-    search = loop(cell, share[:TIMED_IN_LOOP])
+    search = LOOPS[method](cell, share[:TIMED_IN_LOOP])
     with counted(cell.model) as of_share:
         search()
     return lambda: search, passes / of_share.total
@@ -131,9 +140,9 @@ def measured(first: Row, cell: Cell, methods: Iterable[str], effort: Effort) -> 
             continue
         others[method] = partial(_itself, search)
         lass = mask if method == REFERENCE else lass
-        if method == "loop":
+        if method in LOOPS:
             passes = (row.forwards or 0) + (row.backwards or 0)
-            others[method], scale[method] = timed_share(cell, passes)
+            others[method], scale[method] = timed_share(method, cell, passes)
         rows.append(row._replace(beyond_lass=int((mask & ~lass).sum())))
     timings = in_turn(others.pop(REFERENCE)(), others, effort)
     timings[REFERENCE] = timings.pop("")

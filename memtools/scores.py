@@ -1,8 +1,8 @@
 """Scores of single examples, from their logits and from their history over a training."""
 
 import torch
+from memtools_kernels import LogitScores, logit_scores
 from torch import Tensor
-from torch.nn import functional as F
 
 from memtools.batch import check_logits, check_targets
 
@@ -30,8 +30,7 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes do not fit, targets are out of range, or logits are not finite.
     """
-    logits, targets = _checked(logits, targets)
-    return F.cross_entropy(logits, targets, reduction="none")
+    return _scores(logits, targets).loss
 
 
 def confidence(logits: Tensor, targets: Tensor) -> Tensor:
@@ -47,8 +46,7 @@ def confidence(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes do not fit, targets are out of range, or logits are not finite.
     """
-    logits, targets = _checked(logits, targets)
-    return _pick(logits.softmax(1), targets)
+    return _scores(logits, targets).probability
 
 
 def correctness(logits: Tensor, targets: Tensor) -> Tensor:
@@ -64,8 +62,7 @@ def correctness(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes do not fit, targets are out of range, or logits are not finite.
     """
-    logits, targets = _checked(logits, targets)
-    return logits.argmax(1) == targets
+    return _scores(logits, targets).correct
 
 
 def el2n(logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,9 +78,7 @@ def el2n(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes do not fit, targets are out of range, or logits are not finite.
     """
-    logits, targets = _checked(logits, targets)
-    error = logits.softmax(1) - F.one_hot(targets, logits.shape[1])
-    return error.square().sum(1).sqrt()
+    return _scores(logits, targets).el2n
 
 
 def margin(logits: Tensor, targets: Tensor) -> Tensor:
@@ -99,9 +94,7 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes do not fit, targets are out of range, or logits are not finite.
     """
-    logits, targets = _checked(logits, targets)
-    others = logits.scatter(1, targets[:, None], -torch.inf)
-    return _pick(logits, targets) - others.amax(1)
+    return _scores(logits, targets).margin
 
 
 def forgetting_events(correct: Tensor) -> Tensor:
@@ -152,7 +145,7 @@ def learning_time(correct: Tensor) -> Tensor:
     return torch.where(presentations > 0, times, torch.nan)
 
 
-def _checked(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(logits: Tensor, targets: Tensor) -> LogitScores:
     check_logits(logits)
     check_targets(targets, logits.shape[1])
     if len(targets) != len(logits):
@@ -160,8 +153,7 @@ def _checked(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             f"targets must have one entry for each of the {len(logits)} rows of logits, "
             f"got shape {tuple(targets.shape)}; slice both alike"
         )
-    logits = logits.detach()
-    return logits if logits.dtype == torch.float64 else logits.float(), targets.long()
+    return logit_scores(logits.detach(), targets.long())
 
 
 def _compact(correct: Tensor) -> Tensor:
@@ -177,7 +169,3 @@ def _compact(correct: Tensor) -> Tensor:
             "correct must hold 0, 1 or NaN, got other values; compare predictions with targets"
         )
     return correct.gather(1, missing.to(torch.uint8).argsort(dim=1, stable=True))
-
-
-def _pick(values: Tensor, targets: Tensor) -> Tensor:
-    return values.gather(1, targets[:, None]).squeeze(1)

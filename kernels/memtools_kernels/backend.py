@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["DTYPES", "HAS_TRITON", "INTERPRET", "accumulator", "jit"]
+__all__ = ["DTYPES", "HAS_TRITON", "INTERPRET", "accumulator", "jit", "precision"]
 
 HAS_TRITON = find_spec("triton") is not None  # there is none for macOS and Windows
 if HAS_TRITON or TYPE_CHECKING:
@@ -31,3 +31,13 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type to compute in for tensors of a type."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def precision(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """How a kernel multiplies matrices of a type: as PyTorch would."""
+    # The interpreter computes wrongly in bfloat16.
+    how: dict[str, Any] = {"PRECISION": "ieee", "UPCAST": INTERPRET}
+    if dtype == torch.float32 and device.type == "cuda" and torch.version.hip is None:
+        fast = torch.get_float32_matmul_precision() != "highest"
+        how["PRECISION"] = "tf32" if fast else "ieee"
+    return how

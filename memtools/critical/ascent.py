@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from memtools_kernels import box_step
 from torch import Tensor
 
+from memtools.critical.findings import Findings
 from memtools.critical.result import NEVER
 from memtools.critical.session import Session
 from memtools.critical.slots import Slots
@@ -58,39 +61,35 @@ def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
     sizes = torch.tensor([*how.sizes, 0.0], device=rows.device)
     slots = Slots(rows, searched.centres, session.batch_size, arrive, keeps_slope=how.keeps_slope)
     last = len(how.sizes)
+    judged: list[Tensor] = []
     while len(slots) and not findings.watch.is_over:
         rows, points, steps = slots.rows, slots.points, slots.steps
         is_start = steps == 0
-
-        def weights(logits: Tensor, rows: Tensor = rows) -> Tensor:
-            predicted = findings.predicted[rows]
-            predicted = torch.where(predicted == NEVER, logits.argmax(1), predicted)
-            findings.predicted[rows] = predicted
-            return how.weights(logits, predicted, rows)
+        examples = is_start if how.start is None else None
+        batch = _Batch(rows, points, examples)
 
         slope = slots.slopes
         if bool(is_start.any() if how.keeps_slope else (steps < last).any()):
-            logits, climbing = searched.gradients(points, rows, weights)
-            findings.spent[rows] += 2
-            if slope is None:
-                slope = climbing.contiguous()
-            else:
+            logits, climbing = searched.gradients(
+                points, rows, partial(_weigh, how, findings, batch, judged)
+            )
+            if climbing is not None and slope is not None:
                 slope[is_start] = climbing[is_start]
+            elif climbing is not None:
+                slope = climbing.contiguous()
         else:
             logits = searched.logits(points, rows)
-            findings.spent[rows] += 1
-
-        examples = is_start if how.start is None else None
-        is_other = findings.judge(logits, points, rows, examples)
+            judged.append(_judge(findings, logits, batch))
+        is_other = judged.pop()
         done = is_other | (steps == last) | findings.is_exhausted(rows)
         # Seldom, since it costs as much as the step itself: after 0, 1, 2, 4, 8, ... steps.
-        judged = (steps & (steps - 1)) == 0
+        is_time = (steps & (steps - 1)) == 0
         if examples is not None:
-            judged &= ~examples  # what is searched has been chosen by their slopes
-        if how.least_reach is not None and slope is not None and bool(judged.any()):
+            is_time &= ~examples  # what is searched has been chosen by their slopes
+        if how.least_reach is not None and slope is not None and bool(is_time.any()):
             behind = -(logits * how.weights(logits, findings.predicted[rows], rows)).sum(1)
             reach = reach_within(slope, points, slots.low, slots.high, behind)
-            is_stuck = judged & (reach < how.least_reach[rows])
+            is_stuck = is_time & (reach < how.least_reach[rows])
             # Where the model is flat, no search has come to anything yet.
             findings.is_stuck[rows] |= is_stuck & slope.reshape(len(slope), -1).any(1)
             done |= is_stuck
@@ -108,6 +107,33 @@ def ascend(session: Session, rows: Tensor, how: Ascent) -> None:
             steps += 1
         slots.fill()
         findings.look(len(slots))
+
+
+class _Batch(NamedTuple):
+    rows: Tensor
+    points: Tensor
+    examples: Tensor | None
+    """Which points are the examples themselves."""
+
+
+def _judge(findings: Findings, logits: Tensor, batch: _Batch) -> Tensor:
+    """Which points are of another class; the class is that of the example, the first time."""
+    rows, points, examples = batch
+    predicted = findings.predicted[rows]
+    findings.predicted[rows] = torch.where(predicted == NEVER, logits.argmax(1), predicted)
+    findings.spent[rows] += 1
+    return findings.judge(logits, points, rows, examples)
+
+
+def _weigh(
+    how: Ascent, findings: Findings, batch: _Batch, judged: list[Tensor], logits: Tensor
+) -> Tensor | None:
+    """What is climbed, after a look at which points are of another class, which is noted."""
+    judged.append(_judge(findings, logits, batch))
+    if bool(judged[-1].all()):
+        return None  # none of them goes on
+    findings.spent[batch.rows] += 1
+    return how.weights(logits, findings.predicted[batch.rows], batch.rows)
 
 
 def reach_within(

@@ -38,6 +38,10 @@ LEAST_REACH = 0.3
 """Examples are left out whose slopes bring no class that part of the way to a flip, and a search
 ends where the slope at the point reached does not."""
 
+OPEN = 0.15
+"""Within so much of a flip by the slope, a search that ended early does not speak against another
+one from elsewhere."""
+
 AUDITED = 0.05
 """Share of the examples left out that is searched all the same."""
 
@@ -152,7 +156,8 @@ def search_thoroughly(session: Session) -> Screening | None:
     shrinking = _shrinking(steps)
     climb(remaining(live), _ahead, shrinking, partial(_corners, session))
     for number in range(restarts):
-        hopeful = ~is_far & ~findings.is_stuck[: len(is_far)]
+        is_open = ((reaches[:, 0] - 1).abs() < OPEN) | ~findings.is_stuck[: len(is_far)]
+        hopeful = ~is_far & is_open
         climb(remaining(hopeful), _ahead, shrinking, partial(_anywhere, session, number))
     for k in range(1, reaches.shape[1]):  # the corner was that of the first one
         near = live & (reaches[:, k] >= LEAST_REACH)

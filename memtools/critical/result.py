@@ -52,7 +52,7 @@ def _binomial(k: int, n: int, p: float) -> float:
     return exp(ways + k * log(p) + (n - k) * log1p(-p))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CriticalSearch:
     """What a search for critical samples found. It is a lower bound: a search can miss a flip.
 
@@ -86,6 +86,11 @@ class CriticalSearch:
     screening: Screening | None = None
     is_certified: Tensor | None = None
     uncertified: str | None = None
+
+    def __repr__(self) -> str:
+        found, n = int(self.is_critical.sum()), len(self.is_critical)
+        state = "" if self.is_complete else ", stopped by its time limit"
+        return f"CriticalSearch({found} of {n} critical, {self.evaluations} evaluations{state})"
 
     @classmethod
     def interleaved(cls, parts: Sequence["CriticalSearch"]) -> "CriticalSearch":

@@ -56,23 +56,29 @@ class Searched:
             return self._logits(points, rows)
 
     def gradients(
-        self, points: Tensor, rows: Tensor, weights: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+        self, points: Tensor, rows: Tensor, weights: Callable[[Tensor], Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits, and the gradients of a weighted sum of them.
 
         Args:
             points: Where.
             rows: Numbers of the examples.
-            weights: Makes of the logits ``(n, C)`` their weights in the sum, ``(n, C)``.
+            weights: Makes of the logits ``(n, C)`` their weights in the sum, ``(n, C)``, or
+                ``None`` if no gradient is needed any more.
 
         Returns:
-            Logits ``(n, C)`` and gradients of the shape of ``points``.
+            Logits ``(n, C)`` and gradients of the shape of ``points``, if they were needed.
 
         Raises:
             ValueError: If logits are not finite or of another shape.
         """
-        logits, (gradients,) = self.several_gradients(points, rows, lambda f: [weights(f)])
-        return logits, gradients
+
+        def sums(logits: Tensor) -> list[Tensor]:
+            found = weights(logits)
+            return [] if found is None else [found]
+
+        logits, gradients = self.several_gradients(points, rows, sums)
+        return logits, gradients[0] if gradients else None
 
     def several_gradients(
         self, points: Tensor, rows: Tensor, weights: Callable[[Tensor], list[Tensor]]

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from memtools_kernels import lookup_dots, lookup_norms, outer_norms, row_norms
 from torch import Tensor
-
-from memtools.gradients.outer import outer_squares, row_squares, wide
 
 __all__ = ["Dense", "Lookup", "Outer", "Piece", "sum_squares"]
 
@@ -36,7 +35,7 @@ class Dense(Piece):
 
     def squares(self) -> Tensor:
         """Squared Euclidean norms, shape ``(n,)``."""
-        return row_squares(self.gradients)
+        return row_norms(self.gradients, squared=True)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Outer(Piece):
 
     def squares(self) -> Tensor:
         """Squared Euclidean norms, shape ``(n,)``."""
-        squares = outer_squares(self.rows, self.columns)
+        squares = outer_norms(self.rows, self.columns)
         return squares if self.groups == 1 else squares.view(-1, self.groups).sum(1)
 
     def transposed(self) -> "Outer":
@@ -70,35 +69,18 @@ class Lookup(Piece):
     Attributes:
         indices: Shape ``(n, T)``.
         gradients: Shape ``(n, T, d)``; zero where a lookup does not count.
-        size: Number of rows of the table.
     """
 
     indices: Tensor
     gradients: Tensor
-    size: int
 
     def squares(self) -> Tensor:
         """Squared Euclidean norms, shape ``(n,)``."""
-        n, _, width = self.gradients.shape
-        example = torch.arange(n, device=self.indices.device)[:, None]
-        keys = (example * self.size + self.indices).flatten()
-        places, inverse = keys.unique(return_inverse=True)
-        sums = wide(self.gradients.new_empty(0)).new_zeros(len(places), width)
-        sums.index_add_(0, inverse, wide(self.gradients).reshape(-1, width))
-        squares = row_squares(sums)
-        owner = torch.div(places, self.size, rounding_mode="floor")
-        return squares.new_zeros(n).index_add_(0, owner, squares)
+        return lookup_norms(self.indices, self.gradients)
 
     def dot(self, outer: Outer) -> Tensor:
         """Inner product with the gradients of another use of the same table, shape ``(n,)``."""
-        rows, columns = wide(outer.rows), wide(outer.columns)
-        total = []
-        for ids, grads, row, column in zip(
-            self.indices, wide(self.gradients), rows, columns, strict=True
-        ):
-            # Row v of sum_t rows_t columns_t^T at v = ids_s, times gradients_s, over s and t.
-            total.append((row[:, ids] * (column @ grads.mT)).sum())
-        return torch.stack(total)
+        return lookup_dots(self.indices, self.gradients, outer.rows, outer.columns)
 
 
 def sum_squares(pieces: Sequence[Piece]) -> Tensor:
@@ -111,7 +93,7 @@ def sum_squares(pieces: Sequence[Piece]) -> Tensor:
     lookups = [p for p in pieces if isinstance(p, Lookup)]
     if dense:
         # Flat, since each has its own dimensions of size 1.
-        return row_squares(torch.stack([p.gradients.flatten(1) for p in dense]).sum(0))
+        return row_norms(torch.stack([p.gradients.flatten(1) for p in dense]).sum(0), squared=True)
     squares = torch.zeros(())
     if outers:
         rows = torch.cat([p.rows for p in outers], 1)
@@ -121,7 +103,7 @@ def sum_squares(pieces: Sequence[Piece]) -> Tensor:
     if lookups:
         indices = torch.cat([p.indices for p in lookups], 1)
         gradients = torch.cat([p.gradients for p in lookups], 1)
-        lookup = Lookup(indices, gradients, lookups[0].size)
+        lookup = Lookup(indices, gradients)
         squares = squares.to(indices.device) + lookup.squares()
         squares = sum((2 * lookup.dot(outer) for outer in outers), squares)
     return squares

@@ -1,13 +1,14 @@
 """Gradient norms of the weights without a closed form, by ``torch.func`` or one at a time."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from memtools_kernels import row_norms
 from torch import Tensor
 from torch.func import grad, vmap
 
 from memtools.batch import LossFunction, unchecked_losses
-from memtools.gradients.outer import row_squares
 from memtools.gradients.survey import names_of, survey
 from memtools.guard import Forward, leaf, plain
 
@@ -88,18 +89,23 @@ def _together(loss: Loss, weights: Mapping[str, Tensor], inputs: Tensor, targets
     detached = {name: weight.detach() for name, weight in weights.items()}
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))(detached, inputs, targets)
     # A tensor of the model's that is no parameter may have left a graph.
-    return _total([row_squares(g) for g in gradients.values()]).detach()
+    return _total(gradients.values()).detach()
 
 
 def _square(value: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
     dense = (g.coalesce().values() if g.is_sparse else g for g in gradients if g is not None)
-    return _total([row_squares(g[None]).squeeze(0) for g in dense])
+    return _total([g[None] for g in dense]).squeeze(0)
 
 
-def _total(squares: list[Tensor]) -> Tensor:
-    """Sum over weights, which may be on several devices."""
+def _total(gradients: Iterable[Tensor]) -> Tensor:
+    """Squared norms of the gradients of all weights, which may be on several devices."""
+    by_device: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for gradient in gradients:
+        real = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+        by_device[gradient.device].append(real)
     total = torch.zeros(())
-    for some in squares:
-        total = some + total.to(some.device)
+    for some in by_device.values():
+        squares = row_norms(some, squared=True)
+        total = squares + total.to(squares.device)
     return total

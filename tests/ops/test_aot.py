@@ -21,7 +21,9 @@ def compiled(aot, target, launch, *args):
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_row_norms_of_a_matrix(aot, target, p, dtype):
-    (kernel,) = compiled(aot, target, _row_norms_triton, torch.empty(64, 4096, dtype=dtype), p)
+    (kernel,) = compiled(
+        aot, target, _row_norms_triton, [torch.empty(64, 4096, dtype=dtype)], p, False
+    )
     assert kernel.spill_bytes == 0
     assert not kernel.atomics
     assert kernel.wide_loads
@@ -44,7 +46,7 @@ MATRICES = {
 @pytest.mark.parametrize("name", MATRICES)
 def test_row_norms_of_other_shapes(aot, target, name):
     x, stages, wide_loads = MATRICES[name]
-    kernels = compiled(aot, target, _row_norms_triton, x, 2.0)
+    kernels = compiled(aot, target, _row_norms_triton, [x], 2.0, False)
     assert len(kernels) == stages
     assert not any(kernel.spill_bytes or kernel.atomics for kernel in kernels)
     assert kernels[0].wide_loads == wide_loads

@@ -36,11 +36,10 @@ def _convolution(
         return None  # a single example without a batch
     kernel, dilation = tuple(weight.shape[2:]), _each(dilation, dims)
     if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        margins = [(total // 2, total - total // 2) for total in totals]
+        before = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
     else:
-        margins = [(p, p) for p in _each(0 if isinstance(padding, str) else padding, dims)]
-    window = Window(kernel, _each(stride, dims), dilation, tuple(margins))
+        before = _each(0 if isinstance(padding, str) else padding, dims)
+    window = Window(kernel, _each(stride, dims), tuple(before), dilation)
 
     def build(x: Tensor, gradient: Tensor, layout: Layout) -> Patches:
         return Patches(x, gradient, window, groups, layout.repeats)
@@ -57,8 +56,8 @@ def _transposed_convolution(
     dims = weight.ndim - 2
     if input.ndim != weight.ndim:
         return None
-    margins = tuple((p, p) for p in _each(padding, dims))
-    window = Window(tuple(weight.shape[2:]), _each(stride, dims), _each(dilation, dims), margins)
+    kernel = tuple(weight.shape[2:])
+    window = Window(kernel, _each(stride, dims), _each(padding, dims), _each(dilation, dims))
 
     def build(x: Tensor, gradient: Tensor, layout: Layout) -> Patches:
         # The windows slide over the output, one for each position of the input.

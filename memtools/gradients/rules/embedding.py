@@ -26,7 +26,7 @@ def _embedding(
     def build(indices: Tensor, gradient: Tensor, _: Layout) -> Lookup:
         indices = indices.reshape(len(indices), -1)
         gradient = gradient.reshape(*indices.shape, weight.shape[1])
-        return _lookup(indices, gradient, weight, padding_idx)
+        return _lookup(indices, gradient, padding_idx)
 
     return Operation(indices, [Part(weight, "lookup", build)], range(indices.ndim))
 
@@ -54,7 +54,7 @@ class Rows:
             n, width = layout.n, self.table.shape[1]
             indices = self.indices.reshape(1, -1).expand(n, -1)
             gradients = dense.gradients.reshape(n, -1, width)
-            return _lookup(indices, gradients, self.table, self.padding_idx)
+            return _lookup(indices, gradients, self.padding_idx)
 
         return Part(self.table, "lookup", build)
 
@@ -72,7 +72,7 @@ def rows_of(
     return Rows(weight, indices.detach().clone(), padding_idx)
 
 
-def _lookup(indices: Tensor, gradients: Tensor, table: Tensor, padding_idx: int) -> Lookup:
+def _lookup(indices: Tensor, gradients: Tensor, padding_idx: int) -> Lookup:
     if padding_idx >= 0:
         gradients = gradients.masked_fill((indices == padding_idx)[..., None], 0)
-    return Lookup(indices, gradients, table.shape[0])
+    return Lookup(indices, gradients)

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
+from memtools_kernels.chunks import in_chunks, join
 from torch import Tensor
-
-from memtools.gradients.outer import in_chunks, join
 
 __all__ = ["free_dims", "reduce_to"]
 

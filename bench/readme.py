@@ -1,7 +1,7 @@
-"""The tables and figures of the main README and of bench/README.md, made from ``bench/results``.
+"""The tables and figures of the README files, made from ``bench/results``.
 
 ``python -m bench.readme [RUN_FOLDER ...]``: keep the results of finished studies, if any are named,
-then write the generated parts of both anew.
+then write the generated parts anew.
 """
 
 import csv
@@ -14,7 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import gradient_norms_report, sensitivity_report, verdicts
+from bench import (
+    critical_report,
+    gradient_norms_report,
+    operators_report,
+    sensitivity_report,
+    verdicts,
+)
 from memtools.report.drawing import canvas, save
 from memtools.report.figures.memorization import FIGURES
 from memtools.studies.memorization.conditions import CONDITIONS
@@ -106,12 +112,15 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "gradient norms": gradient_norms_report.compact,
         "loss sensitivity": sensitivity_report.compact,
         "verdicts": verdicts.sensitivity_part,
+        "critical samples": critical_report.compact,
         "critical samples over the training": verdicts.csr_part,
     },
     ROOT / "bench" / "README.md": {
         "gradient norms": gradient_norms_report.page,
         "loss sensitivity": sensitivity_report.page,
+        "critical samples": critical_report.page,
     },
+    ROOT / "kernels" / "README.md": {"operators": operators_report.operators},
 }
 """What is generated, by file and name."""
 

@@ -1,12 +1,12 @@
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
 from hypothesis import settings
 from torch import distributed
+
+# `tests` is no package; pytest makes modules below its root directory importable by their place.
+import tests.gradient_zoo
+import tests.oracles
+import tests.zoo
 
 # Small matrices gain nothing from threads, and wait for them on a busy machine.
 torch.set_num_threads(1)
@@ -19,43 +19,31 @@ settings.load_profile("memtools")
 collect_ignore = ["gradient_zoo.py", "oracles.py", "zoo.py"]
 
 
-def _load(name: str) -> ModuleType:
-    # By path, since tests are no package and their folder is not on sys.path.
-    full = f"memtools_tests_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
-
-
 @pytest.fixture(scope="session")
 def oracles():
     """Module `oracles.py` beside this file."""
-    return _load("oracles")
+    return tests.oracles
 
 
 @pytest.fixture(scope="session")
 def zoo():
     """Module `zoo.py` beside this file."""
-    return _load("zoo")
+    return tests.zoo
 
 
 @pytest.fixture(scope="session")
 def gradient_zoo():
     """Module `gradient_zoo.py` beside this file."""
-    return _load("gradient_zoo")
+    return tests.gradient_zoo
 
 
-@pytest.fixture(params=list(_load("gradient_zoo").MODELS))
+@pytest.fixture(params=list(tests.gradient_zoo.MODELS))
 def gradient_case(request, gradient_zoo):
     """A function that builds a model of the gradient zoo for a dtype, and a batch of n; each."""
     return lambda dtype, n=gradient_zoo.N: gradient_zoo.build(request.param, dtype, n)
 
 
-@pytest.fixture(params=list(_load("zoo").MODELS))
+@pytest.fixture(params=list(tests.zoo.MODELS))
 def model_name(request):
     """Name of each model of the zoo in turn."""
     return request.param

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator, jit
+from memtools_kernels.splitmix import GOLDEN, mix_, shifted
 
 if HAS_TRITON or TYPE_CHECKING:
     import triton
@@ -53,40 +54,26 @@ class _Stream:
 
     def __init__(self, keys: Tensor, steps: Tensor, d: int, rows: int) -> None:
         half = (d + 1) // 2
-        self.starts = (keys + steps * half * _GOLDEN)[:, None]
-        self.counters = torch.arange(1, half + 1, device=keys.device) * _GOLDEN
+        self.starts = (keys + steps * half * GOLDEN)[:, None]
+        self.counters = torch.arange(1, half + 1, device=keys.device) * GOLDEN
         integers, floats = ({"dtype": x, "device": keys.device} for x in (torch.int64, torch.float))
-        self.bits, self.shifted = torch.empty(2, rows, half, **integers)
+        self.bits, self.scratch = torch.empty(2, rows, half, **integers)
         self.radius, self.angle = torch.empty(2, rows, half, **floats)
         self.eta = torch.empty(rows, d, **floats)
 
     def draw(self, block: slice) -> Tensor:
         """Compute `box_noise` of some examples; the next call writes over it."""
         starts = self.starts[block]
-        memory = self.bits, self.shifted, self.radius, self.angle, self.eta
-        bits, shifted, radius, angle, eta = (x[: len(starts)] for x in memory)
+        memory = self.bits, self.scratch, self.radius, self.angle, self.eta
+        bits, scratch, radius, angle, eta = (x[: len(starts)] for x in memory)
         half, rest = bits.shape[1], eta.shape[1] // 2
-        # SplitMix64; int64 wraps around at 2^64 like the unsigned numbers it is made for.
-        torch.add(starts, self.counters, out=bits)
-        bits ^= _shift(bits, 30, 34, shifted)
-        bits *= 0xBF58476D1CE4E5B9 - 2**64
-        bits ^= _shift(bits, 27, 37, shifted)
-        bits *= 0x94D049BB133111EB - 2**64
-        bits ^= _shift(bits, 31, 33, shifted)
+        mix_(torch.add(starts, self.counters, out=bits), scratch)
         # Box and Muller, from uniform numbers of 24 bits in (0, 1] and [0, 1).
-        radius.copy_(_shift(bits, 40, 24, shifted)).add_(1).mul_(2**-24).log_().mul_(-2).sqrt_()
-        angle.copy_(_shift(bits, 16, 24, shifted)).mul_(2 * math.pi * 2**-24)
+        radius.copy_(shifted(bits, 40, scratch)).add_(1).mul_(2**-24).log_().mul_(-2).sqrt_()
+        angle.copy_(shifted(bits, 16, scratch, kept=24)).mul_(2 * math.pi * 2**-24)
         torch.cos(angle, out=eta[:, :half]).mul_(radius)
         torch.sin(angle[:, :rest], out=eta[:, half:]).mul_(radius[:, :rest])
         return eta
-
-
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-
-
-def _shift(bits: Tensor, by: int, kept: int, out: Tensor) -> Tensor:
-    # A shift of int64 repeats the sign bit; the lowest 64 - by bits are those of a logical one.
-    return torch.bitwise_right_shift(bits, by, out=out).bitwise_and_((1 << kept) - 1)
 
 
 # 2. Kernel: a program owns ROWS rows times PAIRS pairs of elements, which are half a row apart.

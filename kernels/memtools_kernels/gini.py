@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -21,13 +22,17 @@ _STEPS = 8  # tiles a program walks through
 # 1. Reference: the specification, and what runs wherever the kernel does not.
 def gini_reference(values: Tensor, weights: Tensor | None) -> Tensor:
     """Compute `gini` in plain PyTorch, on any device."""
-    ordered, order = values.sort(1)
     wide = torch.float32 if values.device.type == "mps" else torch.float64
-    ordered, largest = ordered.to(wide), ordered[:, -1:].to(wide)
+    if weights is None:
+        ordered, order = _sorted(values), None
+    else:
+        ordered, order = values.sort(1)
+    ordered = ordered.to(wide)
     # The coefficient does not depend on the scale; a sum of the largest floats would overflow.
+    largest = ordered[:, -1:].clone()
     ordered.div_(torch.where(largest > 0, largest, 1.0))
     n = values.shape[1]
-    if weights is None:
+    if weights is None or order is None:
         ranks = torch.arange(1 - n, n, 2, dtype=wide, device=values.device)
         spread, total, size = ordered @ ranks, ordered.sum(1), n
     else:
@@ -37,6 +42,13 @@ def gini_reference(values: Tensor, weights: Tensor | None) -> Tensor:
         total = held.sum(1)
         spread = held.mul_(2 * until - weights - size[:, None]).sum(1)
     return torch.where(total == 0, 0.0, spread / (size * total)).to(accumulator(values.dtype))
+
+
+def _sorted(values: Tensor) -> Tensor:
+    if values.device.type != "cpu":
+        return values.sort(1).values
+    # NumPy's sort is several times as fast as PyTorch's, which makes indices as well.
+    return torch.from_numpy(np.sort(values.to(accumulator(values.dtype)).numpy(), axis=1))
 
 
 # 2. Kernel: a program owns a part of a row, STEPS tiles.

@@ -15,7 +15,7 @@ if HAS_TRITON or TYPE_CHECKING:
     import triton.language as tl
 
 _CACHED = 1 << 16  # elements the reference works on at once: its scratch memory stays in the cache
-_TILE = 4096  # elements a program of the kernel holds at once
+_TILE = 2048  # elements a program of the kernel holds at once
 _SCORES = 5
 
 
@@ -56,7 +56,7 @@ def _scores_of_block(
 ) -> tuple[Tensor, Tensor]:
     classes = x.shape[1]
     counts = (targets >= 0) & (targets < classes) & (targets != ignore_index)
-    target = targets.where(counts, 0)[:, None]
+    target = (targets * counts)[:, None]
     top, prediction = x.max(1, keepdim=True)
     # Everything is relative to the largest logit, which is left out of the sums: next to its 1 the
     # others would be rounded away, where a model is sure.
@@ -72,15 +72,17 @@ def _scores_of_block(
     top, is_top = top[:, 0], (target == prediction)[:, 0]
     own, whole, log_whole = (-lead).exp(), 1 + rest, rest.log1p()
     wrong = torch.where(is_top, rest, whole - own)
-    wrong_squares = torch.where(is_top, squares, 1 + squares - own.square())
+    wrong_squares = torch.where(is_top, squares, squares + 1 - own.square())
     loss = lead + log_whole
     if smoothing:
         loss = loss * (1 - smoothing) + smoothing * (top + log_whole - x.sum(1) / classes)
     margin = torch.where(is_top, top - second, -lead)
-    of_target = [loss, own / whole, (wrong.square() + wrong_squares).sqrt() / whole, margin]
+    el2n = wrong_squares.addcmul_(wrong, wrong).sqrt_().div_(whole)
+    entropy = log_whole.sub_(slopes.div_(whole))
+    scores = torch.stack([loss, own.div_(whole), el2n, margin, entropy])
     is_valid = top.isfinite() & rest.isfinite()
-    scores = torch.stack([*(score.where(counts, torch.nan) for score in of_target),
-                          log_whole - slopes / whole]).where(is_valid, torch.nan)  # fmt: skip
+    scores[:4].masked_fill_(~counts, torch.nan)
+    scores.masked_fill_(~is_valid, torch.nan)
     if gradients is not None:
         gradient = exponentials.scatter_(1, prediction, 1.0).div_(whole[:, None])
         gradient.scatter_(1, target, -(wrong / whole)[:, None] + smoothing)
@@ -197,7 +199,7 @@ def _logit_scores_triton(
         smoothing, smoothing / n_cols,
     ]  # fmt: skip
     meta: dict[str, Any] = {"ROWS": block_rows, "COLS": block_cols}
-    meta["num_warps"] = 8 if block_cols > 2048 else 4
+    meta["num_warps"] = 8 if block_cols > 1024 else 4
     _logit_scores_kernel[(triton.cdiv(n_rows, block_rows),)](*args, **meta)
     return scores, predictions, gradients
 

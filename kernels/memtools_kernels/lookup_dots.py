@@ -53,7 +53,7 @@ def _lookup_dots_kernel(
     gradients_ptr += example * gradient_strides[0]
     products = tl.zeros((TILE, TILE), kind)
     for start in range(0, width, K):
-        k = start + tl.arange(0, K)
+        k = (start + tl.arange(0, K)).to(tl.int64)
         mask = (t < positions)[:, None] & (k < width)[None, :]
         offsets = t[:, None] * column_strides[1] + k[None, :] * column_strides[2]
         a = tl.load(columns_ptr + offsets, mask=mask, other=0.0)

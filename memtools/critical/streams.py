@@ -5,12 +5,10 @@ is the same in any batch, in any order and on any rank.
 """
 
 import torch
+from memtools_kernels.splitmix import GOLDEN, mix_, shifted
 from torch import Tensor
 
 __all__ = ["seed_of", "stream_keys", "uniform"]
-
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-"""2**64 over the golden ratio, as a signed number: what SplitMix64 counts in."""
 
 BLOCK = 2**15
 """Elements that are hashed at a time, so that a large set needs no copy of itself."""
@@ -37,24 +35,12 @@ def stream_keys(inputs: Tensor, seed: int) -> Tensor:
     """
     rows = max(1, BLOCK // max(1, inputs[0].numel()))
     hashes = [_hash(chunk) for chunk in inputs.split(rows)]
-    return _mixed(torch.cat(hashes) + _mixed(torch.tensor(seed, device=inputs.device)))
+    return mix_(torch.cat(hashes) + mix_(torch.tensor(seed, device=inputs.device)))
 
 
 def uniform(keys: Tensor, purpose: int) -> Tensor:
     """A number from [0, 1) for each key, float32; another one for each purpose."""
-    return ((_mixed(keys ^ _mixed(torch.full_like(keys, purpose))) >> 40) & 0xFFFFFF) / 2**24
-
-
-def _mixed(z: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele et al., 2014): every bit depends on every bit."""
-    z = (z ^ _shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    z = (z ^ _shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
-    return z ^ _shifted(z, 31)
-
-
-def _shifted(z: Tensor, places: int) -> Tensor:
-    # Without the mask, the sign would be shifted in.
-    return (z >> places) & (2 ** (64 - places) - 1)
+    return shifted(mix_(keys ^ mix_(torch.full_like(keys, purpose))), 40) / 2**24
 
 
 def _hash(inputs: Tensor) -> Tensor:
@@ -65,4 +51,4 @@ def _hash(inputs: Tensor) -> Tensor:
     )
     values = rows.contiguous().view(longest).long()
     places = torch.arange(1, values.shape[1] + 1, device=inputs.device) * GOLDEN
-    return _mixed(values ^ _mixed(places)).sum(1)
+    return mix_(values ^ mix_(places)).sum(1)

@@ -64,6 +64,8 @@ def class_sensitivity(
         norms = torch.stack(
             [row_norms(differentiate(term, x, keep_graph=True), 1) for term in terms]
         )
-    members = F.one_hot(targets.long(), classes).to(norms)
-    with torch.autocast(norms.device.type, enabled=False):  # it would round to half precision
-        return norms @ members / members.sum(0)
+    # In float64, since neither autocast nor TF32 rounds that: these are sums, and no layer.
+    wide = norms if norms.device.type == "mps" else norms.double()
+    members = F.one_hot(targets.long(), classes).to(wide)
+    with torch.autocast(norms.device.type, enabled=False):
+        return (wide @ members / members.sum(0)).to(norms.dtype)

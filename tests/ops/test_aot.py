@@ -7,6 +7,8 @@ import torch
 from memtools_kernels.box_step import _box_step_triton
 from memtools_kernels.row_norms import _row_norms_triton
 
+from bench.launches import huge_launches, launches
+
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -15,6 +17,36 @@ def compiled(aot, target, launch, *args):
     with aot.compile_only(aot.TARGETS[target]) as kernels:
         launch(*args)
     return [aot.resources(kernel) for kernel in kernels]
+
+
+LAUNCHES = list(launches())
+HUGE = list(huge_launches())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: f"{launch.operator}: {launch.case}")
+def test_launches(aot, target, launch):
+    # Their tensors have no memory: a wrapper that asked the GPU for a number would fail here.
+    kernels = compiled(aot, target, launch.call)
+    assert kernels
+    assert not any(kernel.spill_bytes or kernel.atomics for kernel in kernels)
+    if launch.is_wide and target.startswith("sm"):
+        assert any(kernel.wide_loads for kernel in kernels)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("launch", HUGE, ids=lambda launch: launch.operator)
+def test_launches_beyond_32_bits(aot, target, launch):
+    kernels = compiled(aot, target, launch.call)
+    assert kernels
+    assert not any(kernel.spill_bytes or kernel.atomics for kernel in kernels)
+
+
+def test_every_operator_is_compiled():
+    names = torch._C._dispatch_get_all_op_names()  # type: ignore[attr-defined]
+    operators = {name.split("::")[1] for name in names if name.startswith("memtools::")}
+    assert {launch.operator for launch in LAUNCHES} == operators
+    assert {launch.operator for launch in HUGE} == operators
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -72,11 +104,11 @@ def test_box_step(aot, target, noisy, dtype):
     assert kernel.registers <= 96
 
 
-# One element, a column, short rows, odd rows, rows of a multiple of 16, beyond 32 bits.
+# One element, a column, short rows, odd rows, beyond 32 bits.
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1), (1024, 1), (1000, 2), (7, 1023), (1000, 3072), (1 << 31, 3), (2, (1 << 32) + 1)],
+    [(1, 1), (1024, 1), (1000, 2), (7, 1023), (1 << 31, 3)],
 )
 def test_box_step_of_other_shapes(aot, target, shape):
     for dtype in (torch.float32, torch.float64):

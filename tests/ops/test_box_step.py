@@ -288,25 +288,10 @@ def test_two_runs_are_bit_identical(noisy, device):
     assert torch.equal(first, second)
 
 
-@pytest.mark.skipif(not INTERPRET, reason="only the interpreter knows the addresses")
 @NOISY
 @pytest.mark.parametrize("shape", [(5, 1), (_TILE + 1, 2), (13, 31), (3, 4 * _LONGEST + 3)])
-def test_every_element_is_read_and_written_once_and_nothing_beyond(shape, noisy, monkeypatch):
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    reads, writes = [], []
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-
-    def watched_load(self, ptrs, mask, *rest):
-        reads.extend(ptrs.data[mask.data].tolist())
-        return load(self, ptrs, mask, *rest)
-
-    def watched_store(self, ptrs, value, mask, *rest):
-        writes.extend(ptrs.data[mask.data].tolist())
-        return store(self, ptrs, value, mask, *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
-    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", watched_store)
+def test_every_element_is_read_and_written_once_and_nothing_beyond(shape, noisy, traffic):
+    reads, writes = traffic
     case = Case(shape, noisy=noisy)
     box_step(*case.tensors, **case.options)
 

@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 from memtools_kernels import row_norms
-from memtools_kernels.row_norms import _STEPS, _TILE, INTERPRET, _row_norms_op
+from memtools_kernels.row_norms import _CACHED, _STEPS, _TILE, INTERPRET, _row_norms_op
 from torch.func import grad, jacfwd, jvp, vmap
 from torch.testing import assert_close
 
@@ -35,16 +35,20 @@ SHAPES = [
 # Kernel: 8 tiles + log2(2048) within a tile + square and root = 21 a launch, 3 launches at most.
 # Reference: torch.sum adds in blocks, 4 levels of 16 and up to 32 lanes, and casts once, below 128;
 # squares are added one by one in runs of 1024, then those of 1024 runs, and so on: three levels.
+# A square has twice the relative error of the norm, and is rounded once.
 DEPTH = {1: 128, 2: 3 * 1025, math.inf: 0}
 
 
-def tolerance(dtype, p):
+def tolerance(dtype, p, *, squared=False):
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    return {"rtol": DEPTH[p] * torch.finfo(accumulator).eps / 2, "atol": 0}
+    depth = 2 * DEPTH[p] + 1 if squared else DEPTH[p]
+    return {"rtol": depth * torch.finfo(accumulator).eps / 2, "atol": 0}
 
 
 def yardstick(x, p):
-    rows = x.double().cpu().reshape(len(x), math.prod(x.shape[1:])).abs()
+    xs = [x] if isinstance(x, torch.Tensor) else x
+    rows = [one.double().cpu().reshape(len(one), math.prod(one.shape[1:])) for one in xs]
+    rows = torch.cat(rows, 1).abs()
     if p == math.inf:
         return rows.amax(1) if rows.numel() else torch.zeros(len(rows), dtype=torch.float64)
     sums = torch.tensor([math.fsum(row) for row in (rows**p).tolist()], dtype=torch.float64)
@@ -63,14 +67,17 @@ def fenced(x):
     return view.copy_(x)
 
 
-def check(x, p, values=None):
+def check(x, p, values=None, *, squared=False):
     """Compare the norms of ``x``, which holds ``values`` in some memory layout, with float64."""
-    got = row_norms(x, p)
-    assert got.dtype == (torch.float64 if x.dtype == torch.float64 else torch.float32)
-    assert got.device == x.device
-    assert_close(
-        got.cpu().double(), yardstick(x if values is None else values, p), **tolerance(x.dtype, p)
-    )
+    got = row_norms(x, p, squared=squared)
+    xs = [x] if isinstance(x, torch.Tensor) else x
+    wide = any(one.dtype == torch.float64 for one in xs)
+    assert got.dtype == (torch.float64 if wide else torch.float32)
+    assert got.device == xs[0].device
+    expected = yardstick(x if values is None else values, p)
+    if squared:
+        expected = expected**2
+    assert_close(got.cpu().double(), expected, **tolerance(got.dtype, p, squared=squared))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -81,6 +88,84 @@ def test_norms(shape, dtype, p, device):
     x = random(shape, dtype, device)
     check(x, p)
     check(fenced(x), p, x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (7,), (13, 129), (1, PART + 1)], ids=str)
+def test_squared(shape, dtype, p, device):
+    check(random(shape, dtype, device), p, squared=True)
+
+
+@pytest.mark.skipif(INTERPRET, reason="a block is a matter of the reference")
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize(
+    "shape", [(3, 6 * _CACHED + 5), (17, _CACHED), (17 * _CACHED // 5, 5)], ids=str
+)
+def test_several_blocks_of_the_reference(shape, p):
+    x = random(shape, torch.bfloat16)
+    check(x, p)
+    check(LAYOUTS["transposed"](x), p, x, squared=True)
+
+
+# Shapes and dtypes of the tensors that hold a row together.
+HALF, BRAIN, SINGLE, DOUBLE = DTYPES
+LISTS = {
+    "one": [((5, 3), SINGLE)],
+    "two": [((5, 3), SINGLE), ((5, 2, 4), SINGLE)],
+    "three of three dtypes": [((7, 3), HALF), ((7,), SINGLE), ((7, 2, 4), BRAIN)],
+    "halves": [((7, 3), HALF), ((7, 5), BRAIN)],
+    "a wide one last": [((3, 1031), SINGLE), ((3, 2), HALF), ((3, 4), DOUBLE)],
+    "a wide one first": [((3, 1), DOUBLE), ((3, 1031), SINGLE)],
+    "no rows": [((0, 3), SINGLE), ((0, 2, 4), HALF)],
+    "empty ones": [((5, 0), SINGLE), ((5, 2, 0), HALF)],
+    "an empty one first": [((5, 0), SINGLE), ((5, 9), BRAIN)],
+    "all but one empty": [((5, 0), HALF), ((5, 9), SINGLE), ((5, 3, 0), SINGLE)],
+    "an empty wide one": [((5, 9), SINGLE), ((5, 0), DOUBLE)],
+    "empty, one of them wide": [((5, 0), SINGLE), ((5, 0), DOUBLE)],
+    "a long one": [((2, 3), SINGLE), ((2, PART + 9), SINGLE)],
+    "long ones": [((1, PART + 1), HALF), ((1, 2 * PART), BRAIN), ((1, 2 * PART + 1), SINGLE)],
+}
+
+
+def random_list(name, device="cpu"):
+    return [
+        random(shape, dtype, device) * (number + 1)
+        for number, (shape, dtype) in enumerate(LISTS[name])
+    ]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("squared", [False, True], ids=["norms", "squares"])
+@pytest.mark.parametrize("name", LISTS)
+def test_rows_of_several_tensors(name, squared, p, device):
+    xs = random_list(name, device)
+    check([fenced(x) for x in xs], p, xs, squared=squared)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+def test_order_and_layout_of_several_tensors(p, device):
+    xs = random_list("three of three dtypes", device)
+    for order in itertools.permutations(xs):
+        check(list(order), p, xs)
+    check([LAYOUTS["transposed"](x) for x in xs], p, xs)
+    # One tensor may come twice, and be any part of another.
+    check([xs[2], xs[2], xs[2][:, 0]], p)
+    assert torch.equal(row_norms(tuple(xs), p), row_norms(xs, p))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_several_tensors_are_summed_in_the_dtype_of_the_result(device):
+    # Neither the squares nor the digits of their sum fit float32.
+    x = torch.full((1, 3), 2.0**100, device=device)
+    wide = torch.full((1, 1), 2.0**60, dtype=torch.float64, device=device)
+    for xs in ([x, wide], [wide, x], [x.bfloat16(), wide]):
+        for p in P:
+            check(xs, p)
+            check(xs, p, squared=True)
 
 
 LAYOUTS = {
@@ -159,27 +244,28 @@ def test_nan_and_infinity_propagate(n_cols, dtype, p, device):
 def test_two_runs_are_bit_identical(shape, p, device):
     x = random(shape, device=device)
     assert torch.equal(row_norms(x, p), row_norms(x, p))
+    xs = [x, x[:, :5].half()]
+    assert torch.equal(row_norms(xs, p, squared=True), row_norms(xs, p, squared=True))
 
 
-@pytest.mark.skipif(not INTERPRET, reason="only the interpreter knows the addresses")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+def test_nan_and_infinity_of_any_tensor_propagate(p, device):
+    for place in range(3):
+        xs = random_list("three of three dtypes", device)
+        xs[place].view(7, -1)[0, -1] = math.nan
+        xs[place].view(7, -1)[1, 0] = -math.inf
+        for squared in (False, True):
+            got = row_norms(xs, p, squared=squared)
+            assert got[0].isnan()
+            assert got[1] == math.inf
+            assert got[2:].isfinite().all()
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 @pytest.mark.parametrize("shape", [(5, 1), (257, 7), (13, 129), (65, 300), (2, PART + 9)], ids=str)
-def test_every_element_is_read_once_and_nothing_beyond(shape, layout, monkeypatch):
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    reads, writes = [], []
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-
-    def watched_load(self, ptrs, mask, *rest):
-        reads.extend(ptrs.data[mask.data].tolist())
-        return load(self, ptrs, mask, *rest)
-
-    def watched_store(self, ptrs, value, mask, *rest):
-        writes.extend(ptrs.data[mask.data].tolist())
-        return store(self, ptrs, value, mask, *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
-    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", watched_store)
+def test_every_element_is_read_once_and_nothing_beyond(shape, layout, traffic):
+    reads, writes = traffic
     x = random(shape) if layout == "contiguous" else LAYOUTS[layout](random(shape))
     row_norms(x)
 
@@ -192,12 +278,39 @@ def test_every_element_is_read_once_and_nothing_beyond(shape, layout, monkeypatc
     assert len(set(writes) - set(reads)) == len(x)
 
 
-def test_input_is_left_alone():
-    x = random((3, 4, 5))
-    before = x.clone()
-    for p in P:
-        row_norms(x, p).fill_(math.nan)
+@pytest.mark.parametrize("name", ["one", "three of three dtypes", "all but one empty"])
+def test_every_tensor_is_read_once_and_nothing_beyond(name, traffic):
+    reads, writes = traffic
+    xs = random_list(name)
+    row_norms(xs)
+    elements = [
+        address
+        for x in xs
+        for address in range(x.data_ptr(), x.data_ptr() + x.nbytes, x.element_size())
+    ]
+    assert sorted(set(reads) - set(writes)) == sorted(elements)
+    assert len(reads) == len(set(reads))
+    assert len(writes) == len(set(writes))
+    assert len(set(writes) - set(reads)) == len(xs[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3,), (3, 1)], ids=str)
+def test_input_is_left_alone(shape):
+    x, other = random(shape), random((3, 2))
+    before, other_before = x.clone(), other.clone()
+    for p, squared in itertools.product(P, [False, True]):
+        for given in (x, [x], [x, x[:, :0] if x.ndim > 1 else x], [other, x]):
+            row_norms(given, p, squared=squared).fill_(math.nan)
     assert torch.equal(x, before)
+    assert torch.equal(other, other_before)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("p", P)
+def test_a_row_does_not_depend_on_the_order_of_rows(p, device):
+    xs = [random((67, 33), device=device), random((67, 5), torch.bfloat16, device)]
+    order = torch.randperm(67, generator=torch.Generator().manual_seed(0)).to(device)
+    assert torch.equal(row_norms([x[order] for x in xs], p), row_norms(xs, p)[order])
 
 
 def test_which_code_runs_on_the_cpu(monkeypatch):
@@ -215,9 +328,19 @@ def test_opcheck(shape, p, device):
     torch.library.opcheck(_row_norms_op, ([x.bfloat16(), x], float(p), True))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", LISTS)
+def test_opcheck_of_several_tensors(name, device):
+    torch.library.opcheck(_row_norms_op, (random_list(name, device), 1.0, True))
+
+
 def test_meta_device():
-    got = row_norms(torch.empty(3, 4, dtype=torch.float16, device="meta"))
+    x = torch.empty(3, 4, dtype=torch.float16, device="meta")
+    got = row_norms(x)
     assert (got.shape, got.dtype, got.device.type) == ((3,), torch.float32, "meta")
+    for wide in (x.double(), x[:, :0].double()):
+        got = row_norms([x, wide], squared=True)
+        assert (got.shape, got.dtype, got.device.type) == ((3,), torch.float64, "meta")
 
 
 @pytest.mark.parametrize("p", P)
@@ -234,6 +357,28 @@ def test_nested_vmap():
     assert_close(vmap(vmap(row_norms))(x[..., 0]), x[..., 0].abs())
 
 
+@pytest.mark.parametrize("p", P)
+@pytest.mark.parametrize("in_dims", [(0, 0), (1, 0), (2, 1), (0, 2), (1, None), (None, 1)], ids=str)
+def test_vmap_over_several_tensors(in_dims, p):
+    def norms(x, y):
+        return row_norms([x, y, x[:, :0]], p, squared=True)
+
+    batches = random((4, 3, 5)), random((4, 3, 2), torch.bfloat16)
+    moved = [
+        batch[0] if dim is None else batch.movedim(0, dim)
+        for batch, dim in zip(batches, in_dims, strict=True)
+    ]
+    parts = [
+        batch[:1].expand_as(batch) if dim is None else batch
+        for batch, dim in zip(batches, in_dims, strict=True)
+    ]
+    expected = torch.stack([norms(*pair) for pair in zip(*parts, strict=True)])
+    assert_close(vmap(norms, in_dims=in_dims)(*moved), expected)
+    # Once more around it, over what is outermost then.
+    twice = vmap(vmap(norms, in_dims=in_dims))(*(torch.stack([x, 2 * x]) for x in moved))
+    assert_close(twice, torch.stack([expected, 4 * expected]))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiled(device):
     torch.compiler.reset()
@@ -241,6 +386,20 @@ def test_compiled(device):
     for n, p in itertools.product([3, 4, 7], P):
         x = random((n, 2, 5), device=device)
         assert torch.equal(compiled(x, p), row_norms(x, p))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "several",
+    [lambda x, y: [x, y], lambda x, y: (y, x, x[:, :0]), lambda x, y: [x, x]],
+    ids=["two", "three", "one twice"],
+)
+def test_compiled_with_several_tensors(several, device):
+    torch.compiler.reset()
+    compiled = torch.compile(row_norms, fullgraph=True, backend="aot_eager")
+    for n, p, squared in [(3, 1, False), (4, 2, True), (7, 2, True), (7, math.inf, True)]:
+        xs = several(random((n, 2, 5), device=device), random((n, 3), torch.float16, device))
+        assert torch.equal(compiled(xs, p, squared=squared), row_norms(xs, p, squared=squared))
 
 
 def test_compiled_on_gradients():
@@ -271,6 +430,41 @@ def test_compiled_on_gradients():
             "x must be float16, bfloat16, float32 or float64, got torch.complex64; "
             "convert it, for example by x.float()",
         ),
+        (
+            ValueError, [], 2,
+            "x must hold at least one tensor, got none; there is no row to measure",
+        ),
+        (
+            ValueError, [torch.ones(2, 2), torch.ones(2), torch.ones(3, 2)], 2,
+            "x must have equally many rows in each tensor, got 2 and 3",
+        ),
+        (
+            ValueError, [torch.ones(2, 2), torch.tensor(1.0)], 2,
+            "x must have shape (n, ...), got a 0-d tensor; for one row, pass x[None]",
+        ),
+        (
+            TypeError, [torch.ones(2, 2), torch.ones(2, dtype=torch.int32)], 2,
+            "x must be float16, bfloat16, float32 or float64, got torch.int32; "
+            "convert it, for example by x.float()",
+        ),
+        (
+            TypeError, [torch.ones(2, 2), torch.ones(2, 2, device="meta")], 2,
+            "x must be on one device, got cpu and meta",
+        ),
+        *(
+            (
+                TypeError, x, 2,
+                f"x must be a tensor or a sequence of tensors, got {what}; "
+                "convert it, for example by torch.as_tensor",
+            )
+            for x, what in (
+                (1.0, "float"),
+                (None, "NoneType"),
+                (torch.ones(2, 2).numpy(), "ndarray"),
+                ([torch.ones(2, 2), 3.0], "float among its elements"),
+                ([[1.0, 2.0]], "list among its elements"),
+            )
+        ),
         *(
             (
                 ValueError, torch.ones(2, 2), p,
@@ -285,7 +479,14 @@ def test_errors(error, x, p, message):
         row_norms(x, p)
 
 
-@pytest.mark.parametrize("derive", [lambda x: jvp(row_norms, (x,), (x,)), jacfwd(row_norms)])
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda x: jvp(row_norms, (x,), (x,)),
+        lambda x: jvp(lambda y: row_norms([x, y]), (x,), (x,)),
+        jacfwd(row_norms),
+    ],
+)
 def test_no_forward_derivative(derive):
     message = (
         "row_norms has no forward-mode derivative, got x with a tangent; pass x.detach(), or "
@@ -303,9 +504,11 @@ def test_detached_under_forward_differentiation():
 
 
 def test_no_backward_derivative():
-    norms = row_norms(random((3, 4)).requires_grad_())
-    with pytest.raises(RuntimeError, match=r"backward through memtools.row_norms.*no autograd"):
-        norms.sum().backward()
+    x = random((3, 4)).requires_grad_()
+    for given in (x, [x.detach(), x]):
+        norms = row_norms(given)
+        with pytest.raises(RuntimeError, match=r"backward through memtools.row_norms.*no autograd"):
+            norms.sum().backward()
 
 
 @pytest.mark.skipif(INTERPRET, reason="the interpreter is a part of Triton")

@@ -1,45 +1,31 @@
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
+
+import tests.sensitivity.cases
+import tests.sensitivity.unrolled
 
 # Machinery, not tests.
 collect_ignore = ["cases.py", "unrolled.py"]
 
 
-def _load(name: str) -> ModuleType:
-    # By path, since tests are no package and their folder is not on sys.path.
-    full = f"memtools_tests_sensitivity_{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
-
-
 @pytest.fixture(scope="session")
 def unrolled():
     """Module `unrolled.py` beside this file."""
-    return _load("unrolled")
+    return tests.sensitivity.unrolled
 
 
 @pytest.fixture(scope="session")
 def cases():
     """Module `cases.py` beside this file."""
-    return _load("cases")
+    return tests.sensitivity.cases
 
 
-@pytest.fixture(params=list(_load("cases").MODELS))
+@pytest.fixture(params=list(tests.sensitivity.cases.MODELS))
 def network_name(request):
     """Name of each model in turn."""
     return request.param
 
 
-@pytest.fixture(params=list(_load("cases").OPTIMIZERS))
+@pytest.fixture(params=list(tests.sensitivity.cases.OPTIMIZERS))
 def optimizer_name(request):
     """Name of each optimiser in turn."""
     return request.param

@@ -34,6 +34,7 @@ class Resources(NamedTuple):
     """What a compiled kernel needs and which kinds of instructions it has."""
 
     registers: int  # per thread
+    shared_bytes: int  # per program
     spill_bytes: int
     atomics: bool
     wide_loads: bool  # some load from global memory moves 16 bytes per thread
@@ -65,11 +66,12 @@ def compile_only(target: GPUTarget) -> Iterator[list[Any]]:
 def resources(kernel: Any) -> Resources:
     """Read the assembly of one kernel that `compile_only` yielded."""
     if "ptx" in kernel.asm:
-        return _nvidia_resources(kernel.asm["ptx"], kernel.metadata.target.arch)
-    return _amd_resources(kernel.asm["amdgcn"])
+        return _nvidia_resources(kernel)
+    return _amd_resources(kernel)
 
 
-def _nvidia_resources(ptx: str, arch: int) -> Resources:
+def _nvidia_resources(kernel: Any) -> Resources:
+    ptx, arch = kernel.asm["ptx"], kernel.metadata.target.arch
     (sm,) = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
@@ -78,18 +80,26 @@ def _nvidia_resources(ptx: str, arch: int) -> Resources:
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return Resources(
         registers=int(*re.findall(r"Used (\d+) registers", log)),
+        shared_bytes=kernel.metadata.shared,
         spill_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         atomics=bool(re.search(r"\b(atom|red)\.", ptx)),
-        wide_loads=bool(re.search(r"\bld\.global\S*\.(v4\.b32|v2\.b64|b128)", ptx)),
+        wide_loads=bool(re.search(_WIDE, ptx)),
     )
 
 
-def _amd_resources(amdgcn: str) -> Resources:
+# Loads into registers, and copies into shared memory.
+_WIDE = r"\bld\.global\S*\.(v4\.b32|v2\.b64|b128)|cp\.async\.c[ag]\.shared\.global[^;]*, 0x10,"
+
+
+def _amd_resources(kernel: Any) -> Resources:
+    amdgcn = kernel.asm["amdgcn"]
+
     def note(name: str) -> int:
         return int(*re.findall(rf"\.{name}: +(\d+)", amdgcn))
 
     return Resources(
         registers=note("vgpr_count"),
+        shared_bytes=kernel.metadata.shared,
         spill_bytes=4 * (note("vgpr_spill_count") + note("sgpr_spill_count")),
         atomics="_atomic_" in amdgcn,
         wide_loads=bool(re.search(r"(global|buffer)_load_dwordx4", amdgcn)),

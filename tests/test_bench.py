@@ -1,0 +1,45 @@
+"""The benchmarks that need another machine run through here, at sizes that say nothing."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def rows_of(module, file, folder, *options):
+    command = [sys.executable, "-m", module, "--quick", "--results", str(folder), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with (folder / file).open() as text:
+        return list(csv.DictReader(text))
+
+
+def test_gpu_benchmark_runs_on_a_cpu(tmp_path):
+    rows = rows_of("bench.gpu", "gpu_cpu.csv", tmp_path, "--device", "cpu")
+    ours = [row for row in rows if "memtools" in row["method"] or row["part"] == "search"]
+    assert {row["status"] for row in ours} == {"ok"}
+    assert {row["part"] for row in rows} == {"yardstick", "operator", "norms", "search"}
+    assert all(float(row["milliseconds"]) > 0 for row in rows if row["status"] == "ok")
+    norms = {row["case"]: row for row in rows if row["method"] == "parameter_gradient_norms"}
+    assert {row["status"] for row in norms.values()} == {"ok"}
+    assert {"resnet18", "GPT-2 small"} <= norms.keys()
+
+
+def test_gpu_benchmark_says_that_there_is_no_gpu():
+    command = [sys.executable, "-m", "bench.gpu"]
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": ""}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=hidden
+    )
+    assert done.returncode == 2
+    assert "there is no GPU" in done.stderr
+
+
+def test_operators_are_right_and_none_is_forgotten(tmp_path):
+    from bench.operators_report import OPERATORS
+
+    rows = rows_of("bench.operators", "operators.csv", tmp_path)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["operator"] for row in rows} == OPERATORS.keys()

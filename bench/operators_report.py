@@ -68,6 +68,10 @@ def _records(path: Path) -> dict[str, list[Record]]:
     return found
 
 
+def _ratio(value: str | float) -> str:
+    return f"{float(value):.2g}"
+
+
 def _range(values: list[str]) -> str:
     ordered = sorted(int(value) for value in values)
     return f"{ordered[0]} to {ordered[-1]}" if ordered[0] < ordered[-1] else f"{ordered[0]}"
@@ -88,7 +92,7 @@ def operators() -> str:
                 *operator,
                 _range([row["registers"] for row in kernels]),
                 _range([row["shared_bytes"] for row in kernels]),
-                number(str(median(ratios))),
+                _ratio(median(ratios)),
                 "not yet measured",
             ]
         )
@@ -118,7 +122,7 @@ def _by_size(on_cpu: dict[str, list[Record]]) -> str:
     lines = []
     for name in OPERATORS:
         for row in on_cpu[name]:
-            spread = f"{number(row['ratio_p20'])} to {number(row['ratio_p80'])}"
+            spread = f"{_ratio(row['ratio_p20'])} to {_ratio(row['ratio_p80'])}"
             lines.append(
                 [
                     f"`{name}`",

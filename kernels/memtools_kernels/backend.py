@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-__all__ = ["DTYPES", "HAS_TRITON", "INTERPRET", "accumulator", "jit", "precision"]
+__all__ = [
+    "DTYPES",
+    "HAS_TRITON",
+    "INTERPRET",
+    "accumulator",
+    "jit",
+    "precision",
+    "without_autocast",
+]
 
 HAS_TRITON = find_spec("triton") is not None  # there is none for macOS and Windows
 if HAS_TRITON or TYPE_CHECKING:
@@ -41,3 +50,10 @@ def precision(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         fast = torch.get_float32_matmul_precision() != "highest"
         how["PRECISION"] = "tf32" if fast else "ieee"
     return how
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which no product of matrices is rounded to half precision."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -58,33 +58,41 @@ def _scores_of_block(
     counts = (targets >= 0) & (targets < classes) & (targets != ignore_index)
     target = (targets * counts)[:, None]
     top, prediction = x.max(1, keepdim=True)
-    # Everything is relative to the largest logit, which is left out of the sums: next to its 1 the
-    # others would be rounded away, where a model is sure.
+    # Sums leave out the largest logit, beside whose 1 the others would be rounded away where a
+    # model is sure, and are relative to the second, so that nothing underflows.
     others = x.scatter(1, prediction, -torch.inf)
-    second = others.amax(1)
-    others.sub_(top)
+    second = others.amax(1, keepdim=True)
+    has_second = second > -torch.inf
+    others.sub_(torch.where(has_second, second, 0.0))
     exponentials = others.exp()
     rest = exponentials.sum(1)
     # -inf times 0 is NaN, the lowest number times 0 is 0.
     slopes = others.clamp_min_(torch.finfo(x.dtype).min).mul_(exponentials).sum(1)
     squares = exponentials.square().sum(1)
     lead = (top - x.gather(1, target))[:, 0]
-    top, is_top = top[:, 0], (target == prediction)[:, 0]
-    own, whole, log_whole = (-lead).exp(), 1 + rest, rest.log1p()
-    wrong = torch.where(is_top, rest, whole - own)
-    wrong_squares = torch.where(is_top, squares, squares + 1 - own.square())
+    gap = torch.where(has_second, second - top, 0.0)[:, 0]
+    second_weight = torch.where(has_second[:, 0], gap.exp(), 0.0)
+    is_top, own = (target == prediction)[:, 0], (-lead).exp()
+    by_rest = second_weight * rest
+    whole, log_whole = 1 + by_rest, by_rest.log1p()
+    wrong = torch.where(is_top, by_rest, whole - own)
     loss = lead + log_whole
     if smoothing:
-        loss = loss * (1 - smoothing) + smoothing * (top + log_whole - x.sum(1) / classes)
-    margin = torch.where(is_top, top - second, -lead)
-    el2n = wrong_squares.addcmul_(wrong, wrong).sqrt_().div_(whole)
-    entropy = log_whole.sub_(slopes.div_(whole))
-    scores = torch.stack([loss, own.div_(whole), el2n, margin, entropy])
-    is_valid = top.isfinite() & rest.isfinite()
+        behind = ((x - top) / classes).sum(1)  # a sum by itself might overflow
+        loss = loss * (1 - smoothing) + smoothing * (log_whole - behind)
+    others_alone = second_weight * (rest.square() + squares).sqrt()
+    beside_top = (wrong.square() + 1 + second_weight.square() * squares - own.square()).sqrt()
+    el2n = torch.where(is_top, others_alone, beside_top) / whole
+    margin = torch.where(is_top, top[:, 0] - second[:, 0], -lead)
+    slopes.add_(gap * rest).mul_(second_weight).masked_fill_(second_weight == 0, 0.0)
+    entropy = log_whole - slopes / whole
+    scores = torch.stack([loss, own / whole, el2n, margin, entropy])
+    is_valid = top[:, 0].isfinite() & rest.isfinite()
     scores[:4].masked_fill_(~counts, torch.nan)
     scores.masked_fill_(~is_valid, torch.nan)
     if gradients is not None:
-        gradient = exponentials.scatter_(1, prediction, 1.0).div_(whole[:, None])
+        gradient = exponentials.mul_(second_weight[:, None]).scatter_(1, prediction, 1.0)
+        gradient.div_(whole[:, None])
         gradient.scatter_(1, target, -(wrong / whole)[:, None] + smoothing)
         gradient.sub_(smoothing / classes).masked_fill_(~is_valid[:, None], torch.nan)
         gradients.copy_(gradient.masked_fill_(~counts[:, None], 0.0))
@@ -95,8 +103,8 @@ def _scores_of_block(
 @jit
 def _logit_scores_kernel(
     logits_ptr, targets_ptr, scores_ptr, predictions_ptr, gradients_ptr, n_rows, n_cols, n_steps,
-    stride_row, stride_col, ignore_index, smoothing, share,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    stride_row, stride_col, ignore_index, SMOOTHING: tl.constexpr, ROWS: tl.constexpr,
+    COLS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     is_row = rows < n_rows
@@ -105,34 +113,50 @@ def _logit_scores_kernel(
     top = tl.full((ROWS, 1), -float("inf"), kind)
     second = top
     rest = tl.zeros((ROWS, 1), kind)
-    slopes, squares, total = rest, rest, rest
+    slopes, squares, mean = rest, rest, rest
+    # As an argument, a number would be rounded to float32.
+    smoothing = tl.full((1, 1), SMOOTHING, kind)
+    classes = tl.zeros((1, 1), kind) + n_cols
     prediction = tl.zeros((ROWS, 1), tl.int32)
     for step in range(n_steps):
         cols = step * COLS + first_cols
         mask = is_row & (cols < n_cols)
         offsets = rows * stride_row + cols.to(tl.int64) * stride_col
         x = tl.load(logits_ptr + offsets, mask=mask, other=-float("inf")).to(kind)
-        tile_top, tile_at = tl.max(x, 1, return_indices=True, keep_dims=True)
+        known = tl.where(x == x, x, -float("inf"))
+        tile_top, tile_at = tl.max(known, 1, return_indices=True, keep_dims=True)
         tile_at += step * COLS
-        tile_second = tl.max(tl.where(cols == tile_at, -float("inf"), x), 1, keep_dims=True)
-        second = tl.maximum(tl.maximum(second, tile_second), tl.minimum(top, tile_top))
+        known = tl.where(cols == tile_at, -float("inf"), known)
+        tile_second = tl.max(known, 1, keep_dims=True)
+        next_second = tl.maximum(tl.maximum(second, tile_second), tl.minimum(top, tile_top))
         is_new = tile_top > top
         prediction = tl.where(is_new, tile_at, prediction)
-        new_top = tl.maximum(top, tile_top)
-        # Sums leave out the largest logit; when there is a larger one, it joins them.
-        sunk = tl.where(top > -float("inf"), top - new_top, 0.0)
-        scale = tl.where(top > -float("inf"), tl.exp(sunk), 0.0)
-        joins = is_new.to(kind)
-        slopes = scale * (slopes + sunk * (rest + joins))
-        rest = scale * (rest + joins)
-        squares = scale * scale * (squares + joins)
-        behind = x - tl.where(new_top > -float("inf"), new_top, 0.0)
-        e = tl.where(cols == prediction, 0.0, tl.exp(behind))
+        # Sums leave out the largest logit and are relative to the second; when there is a larger
+        # one, what was the largest joins them.
+        pivot = tl.where(next_second > -float("inf"), next_second, 0.0)
+        sunk = tl.where(second > -float("inf"), second - pivot, 0.0)
+        scale = tl.where(second > -float("inf"), tl.exp(sunk), 0.0)
+        joins = is_new & (top > -float("inf"))
+        joined_by = tl.where(joins, top - pivot, 0.0)
+        joined = tl.where(joins, tl.exp(joined_by), 0.0)
+        # Infinitely far times nothing is nothing.
+        slopes = tl.where(scale > 0, scale * (slopes + sunk * rest), 0.0)
+        slopes += tl.where(joined > 0, joined * joined_by, 0.0)
+        rest = scale * rest + joined
+        squares = scale * scale * squares + joined * joined
+        below = x - pivot
+        e = tl.where(cols == prediction, 0.0, tl.exp(below))
         rest += tl.sum(e, 1, keep_dims=True)
-        slopes += tl.sum(tl.where(e > 0, e * behind, 0.0), 1, keep_dims=True)
+        slopes += tl.sum(tl.where(e > 0, e * below, 0.0), 1, keep_dims=True)
         squares += tl.sum(e * e, 1, keep_dims=True)
-        total += tl.sum(tl.where(mask, x, 0.0), 1, keep_dims=True)
-        top = new_top
+        next_top = tl.maximum(top, tile_top)
+        if SMOOTHING > 0:
+            risen = tl.where(top > -float("inf"), top - next_top, 0.0)
+            reference = tl.where(next_top > -float("inf"), next_top, 0.0)
+            # Divided by the number of classes one by one: their sum might overflow.
+            mean += risen * (step * COLS / classes)
+            mean += tl.sum(tl.where(mask, (x - reference) / classes, 0.0), 1, keep_dims=True)
+        top, second = next_top, next_second
     nan = float("nan")
     is_valid = (top > -float("inf")) & (top < float("inf")) & (rest == rest)
     targets = tl.load(targets_ptr + rows, mask=is_row, other=-1)
@@ -141,16 +165,21 @@ def _logit_scores_kernel(
     at_target = logits_ptr + rows * stride_row + targets * stride_col
     lead = top - tl.load(at_target, mask=is_row & counts, other=0.0).to(kind)
     own = tl.exp(-lead)
-    whole = 1.0 + rest
-    log_whole = _log1p(rest)
-    wrong = tl.where(is_top, rest, whole - own)
-    wrong_squares = tl.where(is_top, squares, 1.0 + squares - own * own)
+    gap = tl.where(second > -float("inf"), second - top, 0.0)
+    second_weight = tl.where(second > -float("inf"), tl.exp(gap), 0.0)
+    by_rest = second_weight * rest
+    whole = 1.0 + by_rest
+    log_whole = _log1p(by_rest)
+    wrong = tl.where(is_top, by_rest, whole - own)
     loss = lead + log_whole
-    if smoothing > 0:
-        loss = loss * (1.0 - smoothing) + smoothing * (top + log_whole - total / n_cols)
-    el2n = tl.sqrt(wrong * wrong + wrong_squares) / whole
+    if SMOOTHING > 0:
+        loss = loss * (1.0 - smoothing) + smoothing * (log_whole - mean)
+    beside_top = wrong * wrong + 1.0 + second_weight * second_weight * squares - own * own
+    others_alone = second_weight * tl.sqrt(rest * rest + squares)
+    el2n = tl.where(is_top, others_alone, tl.sqrt(beside_top)) / whole
     margin = tl.where(is_top, top - second, -lead)
-    entropy = log_whole - slopes / whole
+    all_slopes = tl.where(second_weight > 0, second_weight * (slopes + gap * rest), 0.0)
+    entropy = log_whole - all_slopes / whole
     is_scored = counts & is_valid
     tl.store(scores_ptr + rows, tl.where(is_scored, loss, nan), mask=is_row)
     tl.store(scores_ptr + n_rows + rows, tl.where(is_scored, own / whole, nan), mask=is_row)
@@ -166,7 +195,8 @@ def _logit_scores_kernel(
             offsets = rows * stride_row + cols.to(tl.int64) * stride_col
             x = tl.load(logits_ptr + offsets, mask=mask, other=0.0).to(kind)
             gradient = tl.exp(x - top) / whole
-            gradient = tl.where(cols == targets, smoothing - wrong / whole, gradient) - share
+            gradient = tl.where(cols == targets, smoothing - wrong / whole, gradient)
+            gradient -= smoothing / classes
             gradient = tl.where(counts, tl.where(is_valid, gradient, nan), 0.0)
             out_offsets = rows * n_cols + cols
             gradient = gradient.to(gradients_ptr.dtype.element_ty)
@@ -196,9 +226,8 @@ def _logit_scores_triton(
     args: list[Any] = [
         logits, targets.contiguous(), scores, predictions, gradients if with_gradients else None,
         n_rows, n_cols, triton.cdiv(n_cols, block_cols), *logits.stride(), ignore_index,
-        smoothing, smoothing / n_cols,
     ]  # fmt: skip
-    meta: dict[str, Any] = {"ROWS": block_rows, "COLS": block_cols}
+    meta: dict[str, Any] = {"SMOOTHING": smoothing, "ROWS": block_rows, "COLS": block_cols}
     meta["num_warps"] = 8 if block_cols > 1024 else 4
     _logit_scores_kernel[(triton.cdiv(n_rows, block_rows),)](*args, **meta)
     return scores, predictions, gradients

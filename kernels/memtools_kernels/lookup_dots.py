@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from memtools_kernels.backend import HAS_TRITON, INTERPRET, jit, precision
+from memtools_kernels.backend import HAS_TRITON, INTERPRET, jit, precision, without_autocast
 from memtools_kernels.lookup_norms import check_lookups
 
 if HAS_TRITON or TYPE_CHECKING:
@@ -24,10 +24,13 @@ def lookup_dots_reference(
     """Compute `lookup_dots` in plain PyTorch, on any device."""
     dtype = _accumulator(gradients, rows, columns)
     dots = gradients.new_zeros(len(gradients), dtype=dtype)
+    if gradients.numel() == 0 or columns.numel() == 0:
+        return dots
     for i, (index, gradient, row, column) in enumerate(
         zip(indices, gradients, rows, columns, strict=True)
     ):
-        products = column.to(dtype) @ gradient.to(dtype).mT
+        with without_autocast(gradients.device):
+            products = column.to(dtype) @ gradient.to(dtype).mT
         dots[i] = products.mul_(row[:, index]).sum()
     return dots
 
@@ -67,7 +70,7 @@ def _lookup_dots_kernel(
     at = example * row_strides[0] + t[:, None] * row_strides[1] + index[None, :] * row_strides[2]
     mask = (t < positions)[:, None] & (s < lookups)[None, :]
     products *= tl.load(rows_ptr + at, mask=mask, other=0.0).to(kind)
-    tl.store(parts_ptr + program, tl.sum(products))
+    tl.store(parts_ptr + program, tl.sum(tl.where(mask, products, 0.0)))
 
 
 # 3. Launch wrapper: no validation and no dispatch, so that a test can compile it on CPU tensors.
@@ -79,6 +82,7 @@ def _lookup_dots_triton(
     if gradients.numel() == 0 or columns.numel() == 0:
         return gradients.new_zeros(n, dtype=dtype)
     common = torch.promote_types(gradients.dtype, columns.dtype)
+    common = torch.float64 if dtype == torch.float64 else common
     gradients, columns = gradients.to(common), columns.to(common)
     s_tiles, t_tiles = triton.cdiv(lookups, _TILE), triton.cdiv(positions, _TILE)
     parts = gradients.new_empty((n, s_tiles * t_tiles), dtype=dtype)

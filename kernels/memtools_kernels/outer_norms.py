@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator, jit, precision
+from memtools_kernels.backend import (
+    DTYPES,
+    HAS_TRITON,
+    INTERPRET,
+    accumulator,
+    jit,
+    precision,
+    without_autocast,
+)
 from memtools_kernels.chunks import SCRATCH, in_chunks, join, split
 from memtools_kernels.row_norms import row_norms_reference
 
@@ -28,13 +36,16 @@ def outer_norms_reference(rows: Tensor, columns: Tensor) -> Tensor:
     """Compute `outer_norms` in plain PyTorch, on any device."""
     _, positions, r = rows.shape
     c = columns.shape[2]
-    if positions <= 1 or r * c == 0:
-        if positions * r * c == 0:
-            return _zeros(rows, columns)
-        return row_norms_reference([rows], 2, True) * row_norms_reference([columns], 2, True)
-    if direct_cost(positions, r, c) <= gram_cost(positions, r, c):
-        return _direct(rows, columns)
-    return _gram(rows, columns)
+    if rows.numel() == 0 or columns.numel() == 0:
+        return _zeros(rows, columns)
+    if positions == 1:
+        dtype = _accumulator(rows, columns)
+        of_rows = row_norms_reference([rows.to(dtype)], 2, True)
+        return of_rows * row_norms_reference([columns.to(dtype)], 2, True)
+    with without_autocast(rows.device):
+        if direct_cost(positions, r, c) <= gram_cost(positions, r, c):
+            return _direct(rows, columns)
+        return _gram(rows, columns)
 
 
 def direct_cost(positions: int, r: int, c: int) -> int:
@@ -124,7 +135,9 @@ def _direct_kernel(
             if UPCAST:
                 a, b = a.to(kind), b.to(kind)
             total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION, out_dtype=kind)
-        tl.store(parts_ptr + program, tl.sum(total * total))
+        # Beyond the edges, infinity times the zeros there is NaN.
+        mask = (in_row < r)[:, None] & (in_column < c)[None, :]
+        tl.store(parts_ptr + program, tl.sum(tl.where(mask, total * total, 0.0)))
 
 
 # A program owns a tile of the inner products of the positions of one example, below the diagonal.
@@ -160,7 +173,8 @@ def _gram_kernel(
             if UPCAST:
                 a, b = a.to(kind), b.to(kind)
             others = tl.dot(a, tl.trans(b), others, input_precision=PRECISION, out_dtype=kind)
-        products *= others
+        mask = (t < positions)[:, None] & (u < positions)[None, :]
+        products = tl.where(mask, products * others, 0.0)
         twice = tl.where(i > j, 2.0, 1.0).to(kind)
         tl.store(parts_ptr + program, twice * tl.sum(products))
         on_diagonal = tl.where(t[:, None] == u[None, :], products, 0.0)

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator
+from memtools_kernels.backend import (
+    DTYPES,
+    HAS_TRITON,
+    INTERPRET,
+    accumulator,
+    without_autocast,
+)
 from memtools_kernels.chunks import SCRATCH, in_chunks, join, split
 from memtools_kernels.outer_norms import (
     PASS,
@@ -50,7 +56,8 @@ def patch_norms_reference(images: Tensor, vectors: Tensor, window: Window, group
     if images.shape[1] == 1 and largest <= 4 * SCRATCH:
         shifts = PASS * sum(window.kernel) * largest
         costs[_by_pixels] = shifts + pixels**2 * channels + gram_cost(positions, width, 0)
-    squares = min(costs, key=lambda way: costs[way])(images, vectors, window)
+    with without_autocast(images.device):
+        squares = min(costs, key=lambda way: costs[way])(images, vectors, window)
     return squares if groups == 1 else squares.view(-1, groups).sum(1)
 
 
@@ -256,15 +263,17 @@ def patch_norms(
             "kernel_size, stride, padding and dilation must have equally many entries, 1 to 3, got "
             f"{', '.join(str(entry) for entry in window)}"
         )
-    if images.ndim == dims + 2:
-        images, vectors = images[:, None], vectors[:, None]
-    if images.ndim != dims + 3 or vectors.ndim != dims + 3 or images.shape[:2] != vectors.shape[:2]:
+    several = images.ndim == dims + 3
+    fits = images.ndim == vectors.ndim and images.ndim in (dims + 2, dims + 3)
+    if not fits or images.shape[: 1 + several] != vectors.shape[: 1 + several]:
         raise ValueError(
             f"images and vectors must have shapes (n, C, *spatial) and (n, O, *positions) with "
             f"{dims} spatial dimensions, or both a dimension more for several images of an "
             f"example, got {tuple(images.shape)} and {tuple(vectors.shape)}"
         )
-    if images.shape[2] % groups or vectors.shape[2] % groups:
+    if not several:
+        images, vectors = images[:, None], vectors[:, None]
+    if groups < 1 or images.shape[2] % groups or vectors.shape[2] % groups:
         raise ValueError(
             f"groups must divide the channels, {images.shape[2]} and {vectors.shape[2]}, "
             f"got {groups}"

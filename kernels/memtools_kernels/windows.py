@@ -37,11 +37,14 @@ class Window(NamedTuple):
 
     def pad(self, images: Tensor, positions: tuple[int, ...]) -> Tensor:
         """Images ``(b, C, *spatial)`` with their margins, as far as so many windows reach."""
+        reach = self.reach(positions)
         pads = []
-        sizes = zip(self.padding, self.reach(positions), images.shape[2:], strict=True)
-        for before, reach, size in sizes:
-            pads = [before, reach - before - size, *pads]
-        return F.pad(images, pads) if any(pads) else images
+        for before, size, whole in zip(self.padding, images.shape[2:], reach, strict=True):
+            pads = [before, max(0, whole - before - size), *pads]
+        images = F.pad(images, pads) if any(pads) else images
+        for d, size in enumerate(reach, start=2):
+            images = images.narrow(d, 0, size)  # what lies behind the last window
+        return images
 
     def patches(self, images: Tensor) -> Tensor:
         """Padded images ``(b, C, *spatial)`` as ``(b, C * kernel, positions)``."""

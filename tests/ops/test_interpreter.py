@@ -13,7 +13,17 @@ OPS = Path(__file__).parent
 @pytest.mark.skipif(find_spec("triton") is None, reason="the interpreter is a part of Triton")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter")
 @pytest.mark.parametrize(
-    ("file", "at_least"), [("test_box_step.py", 250), ("test_row_norms.py", 300)]
+    ("file", "at_least"),
+    [
+        ("test_box_step.py", 250),
+        ("test_gini.py", 60),
+        ("test_logit_scores.py", 300),
+        ("test_lookup_dots.py", 200),
+        ("test_lookup_norms.py", 150),
+        ("test_outer_norms.py", 250),
+        ("test_patch_norms.py", 250),
+        ("test_row_norms.py", 300),
+    ],
 )
 def test_operators_pass_in_the_interpreter(file, at_least):
     # A process of its own: Triton decides at import whether to interpret or to compile.

@@ -78,12 +78,13 @@ def check(indices, *tensors, values=None):
     assert (off <= error * terms).all(), (off - error * terms).max()
 
 
-def arguments(shape, dtypes=torch.float32, device="cpu", seed=0):
-    """Random arguments; the indices are of few rows, so that they repeat."""
+def arguments(shape, dtypes=None, device="cpu"):
+    """Random arguments of one or of three dtypes; few rows are looked up, so that they repeat."""
     n, lookups, positions, width, size = shape
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(math.prod(shape))
     bound = min(size, lookups // 2 + 1)
-    dtypes = [dtypes] * 3 if isinstance(dtypes, torch.dtype) else dtypes
+    if dtypes is None or isinstance(dtypes, torch.dtype):
+        dtypes = [dtypes or torch.float32] * 3
     indices = torch.randint(0, max(bound, 1), (n, lookups), generator=generator)
     indices = size - 1 - indices  # the last rows of the table
     shapes = [(n, lookups, width), (n, positions, size), (n, positions, width)]
@@ -138,7 +139,7 @@ PATTERNS = {
 @pytest.mark.parametrize("lookups", [1, 2, _TILE, 2 * _TILE + 1])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_repeated_lookups(pattern, lookups, device):
-    indices, *tensors = arguments((2, lookups, 3, 4, lookups), device=device)
+    _, *tensors = arguments((2, lookups, 3, 4, lookups), device=device)
     index = PATTERNS[pattern](torch.arange(lookups))
     # Each example has a table of its own.
     check(torch.stack([index, index.flip(0)]).to(device), *tensors)
@@ -194,14 +195,13 @@ def test_expanded(device):
 def test_offsets_beyond_32_bits(name, dim, device):
     # 8 GB of address space, of which a few pages are touched; the lower half is where an offset
     # would lead that has become negative.
-    storage = torch.empty(2**32 + 5, dtype=torch.float16, device=device)
+    storage = torch.empty(2**32 + 4, dtype=torch.float16, device=device)
     sizes = {"gradients": "nsd", "rows": "ntv", "columns": "ntd"}
     shape = [3 if letter == sizes[name][dim] else 2 for letter in "nstdv"]
     indices, *tensors = arguments(shape, torch.float16, device)
-    stride = [1, 1, 1]
-    stride[dim] = 2**30
+    stride = [2, 1]
+    stride.insert(dim, 2**30)
     given = dict(zip(NAMES, tensors, strict=True))
-    # The elements of the other dimensions overlap.
     view = storage.as_strided(given[name].shape, stride, 2**31)
     view.copy_(given[name])
     given[name] = view
@@ -221,12 +221,11 @@ def test_completes_the_norm_of_the_gradient_of_a_tied_table(dtype, device):
         outputs = [embedding(index, table), column @ table.mT]
         (of_table,) = torch.autograd.grad(outputs, table, [gradient, row])
         expected.append(of_table.square().sum())
-    # Neither of the three is more than the sum of all, and none of their sums is deeper than 20.
-    size = torch.stack(expected) + 2 * (
-        lookup_norms(indices, gradients) + outer_norms(rows, columns)
-    )
+    # Each of the three adds up products whose absolute values are below those of this sum, which
+    # is one of squares, 6 lookups, 5 positions and 3 elements deep.
+    terms = lookup_norms(indices, gradients.abs()) + outer_norms(rows.abs(), columns.abs())
     off = (squares.double() - torch.stack(expected)).abs()
-    assert (off <= 20 * torch.finfo(dtype).eps * size).all()
+    assert (off <= 50 * torch.finfo(dtype).eps * 2 * terms).all()
 
 
 SPECIAL = [math.nan, math.inf, -math.inf]
@@ -287,6 +286,14 @@ def test_an_example_does_not_depend_on_the_others(shape, device):
         assert torch.equal(lookup_dots(*(x[part] for x in args)), dots[part])
 
 
+@ON_EACH
+def test_autocast_rounds_nothing(device):
+    args = arguments((3, 5, 4, 3, 6), device=device)
+    dots = lookup_dots(*args)
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        assert torch.equal(lookup_dots(*args), dots)
+
+
 @pytest.mark.parametrize("shape", [(3, 1, 1, 1, 1), (2, 33, 5, 3, 40), (1, 5, 33, 35, 7)], ids=str)
 def test_what_is_read_and_nothing_beyond(shape, traffic):
     reads, writes = traffic
@@ -324,16 +331,15 @@ def test_which_code_runs_on_the_cpu(monkeypatch):
     check(*arguments((3, 5, 4, 3, 6)))
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_any_dtype_compile_for_a_gpu(aot, target, dtype):
-    for rows in DTYPES:
-        args = arguments((2, 5, 4, 3, 6), [dtype, rows, dtype])
-        with aot.compile_only(aot.TARGETS[target]) as kernels:
-            _lookup_dots_triton(*args)
-        (report,) = map(aot.resources, kernels)
-        assert report.spill_bytes == 0
-        assert not report.atomics
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_rows_that_alone_are_wide_compile_for_a_gpu(aot, target, dtype):
+    args = arguments((2, 5, 4, 3, 6), [dtype, torch.float64, dtype])
+    with aot.compile_only(aot.TARGETS[target]) as kernels:
+        _lookup_dots_triton(*args)
+    (report,) = map(aot.resources, kernels)
+    assert report.spill_bytes == 0
+    assert not report.atomics
 
 
 @ON_EACH
@@ -425,7 +431,7 @@ FLOATS = "float16, bfloat16, float32 or float64"
     ("name", "shape"),
     [
         *(("indices", shape) for shape in ((3,), (2, 4), (1, 3), (2, 3, 1), ())),
-        *(("gradients", shape) for shape in ((2, 3), (2, 4, 4), (1, 3, 4), (2, 3, 5), (2, 3, 4, 1))),
+        *(("gradients", shape) for shape in ((2, 3), (2, 4, 4), (1, 3, 4), (2, 3, 5))),
         *(("rows", shape) for shape in ((2, 5), (2, 4, 6), (1, 5, 6), (2, 5, 6, 1))),
         *(("columns", shape) for shape in ((2, 5), (2, 4, 4), (1, 5, 4), (2, 5, 3), ())),
     ],

@@ -123,11 +123,10 @@ def _logit_scores_kernel(
         mask = is_row & (cols < n_cols)
         offsets = rows * stride_row + cols.to(tl.int64) * stride_col
         x = tl.load(logits_ptr + offsets, mask=mask, other=-float("inf")).to(kind)
-        known = tl.where(x == x, x, -float("inf"))
-        tile_top, tile_at = tl.max(known, 1, return_indices=True, keep_dims=True)
+        x = tl.where(x == x, x, float("inf"))  # which makes a row as invalid as NaN does
+        tile_top, tile_at = tl.max(x, 1, return_indices=True, keep_dims=True)
         tile_at += step * COLS
-        known = tl.where(cols == tile_at, -float("inf"), known)
-        tile_second = tl.max(known, 1, keep_dims=True)
+        tile_second = tl.max(tl.where(cols == tile_at, -float("inf"), x), 1, keep_dims=True)
         next_second = tl.maximum(tl.maximum(second, tile_second), tl.minimum(top, tile_top))
         is_new = tile_top > top
         prediction = tl.where(is_new, tile_at, prediction)

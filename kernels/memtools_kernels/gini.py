@@ -26,7 +26,7 @@ def gini_reference(values: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         ordered, order = _sorted(values), None
     else:
-        ordered, order = values.sort(1)
+        ordered, order = values.where(weights > 0, 0.0).sort(1)
     ordered = ordered.to(wide)
     # The coefficient does not depend on the scale; a sum of the largest floats would overflow.
     largest = ordered[:, -1:].clone()
@@ -36,7 +36,7 @@ def gini_reference(values: Tensor, weights: Tensor | None) -> Tensor:
         ranks = torch.arange(1 - n, n, 2, dtype=wide, device=values.device)
         spread, total, size = ordered @ ranks, ordered.sum(1), n
     else:
-        weights = weights.gather(1, order).to(wide)
+        weights = _sorted_weights(weights, order, wide)
         until, size = weights.cumsum(1), weights.sum(1)
         held = ordered.mul_(weights)
         total = held.sum(1)
@@ -49,6 +49,13 @@ def _sorted(values: Tensor) -> Tensor:
         return values.sort(1).values
     # NumPy's sort is several times as fast as PyTorch's, which makes indices as well.
     return torch.from_numpy(np.sort(values.to(accumulator(values.dtype)).numpy(), axis=1))
+
+
+def _sorted_weights(weights: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights in the order of the values and up to 1: products of two do not overflow."""
+    weights = weights.gather(1, order).to(dtype)
+    largest = weights.amax(1, keepdim=True)
+    return weights / torch.where(largest > 0, largest, 1.0)
 
 
 # 2. Kernel: a program owns a part of a row, STEPS tiles.
@@ -84,10 +91,12 @@ def _gini_triton(values: Tensor, weights: Tensor | None) -> Tensor:
     k, n = values.shape
     if k == 0:
         return values.new_empty(0, dtype=accumulator(values.dtype))
-    ordered, order = values.sort(1)
     until = None
-    if weights is not None:
-        weights = weights.gather(1, order).double()
+    if weights is None:
+        ordered = values.sort(1).values
+    else:
+        ordered, order = values.where(weights > 0, 0.0).sort(1)
+        weights = _sorted_weights(weights, order, torch.float64)
         until = weights.cumsum(1)
     tile = min(triton.next_power_of_2(n), _TILE)
     n_parts = triton.cdiv(n, _STEPS * tile)

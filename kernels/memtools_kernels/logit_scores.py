@@ -180,11 +180,16 @@ def _logit_scores_kernel(
     all_slopes = tl.where(second_weight > 0, second_weight * (slopes + gap * rest), 0.0)
     entropy = log_whole - all_slopes / whole
     is_scored = counts & is_valid
-    tl.store(scores_ptr + rows, tl.where(is_scored, loss, nan), mask=is_row)
-    tl.store(scores_ptr + n_rows + rows, tl.where(is_scored, own / whole, nan), mask=is_row)
-    tl.store(scores_ptr + 2 * n_rows + rows, tl.where(is_scored, el2n, nan), mask=is_row)
-    tl.store(scores_ptr + 3 * n_rows + rows, tl.where(is_scored, margin, nan), mask=is_row)
-    tl.store(scores_ptr + 4 * n_rows + rows, tl.where(is_valid, entropy, nan), mask=is_row)
+    out = scores_ptr + rows
+    tl.store(out, tl.where(is_scored, loss, nan), mask=is_row)
+    out += n_rows  # a multiple of it might not fit 32 bits
+    tl.store(out, tl.where(is_scored, own / whole, nan), mask=is_row)
+    out += n_rows
+    tl.store(out, tl.where(is_scored, el2n, nan), mask=is_row)
+    out += n_rows
+    tl.store(out, tl.where(is_scored, margin, nan), mask=is_row)
+    out += n_rows
+    tl.store(out, tl.where(is_valid, entropy, nan), mask=is_row)
     prediction = tl.where(is_valid, prediction, -1)
     tl.store(predictions_ptr + rows, prediction.to(tl.int64), mask=is_row)
     if gradients_ptr is not None:
@@ -315,7 +320,7 @@ def logit_scores(
     prediction -1.
 
     Not differentiable; ask for the gradients. For the outputs of ``torch.func`` transforms, not
-    for their inside, but for ``vmap``.
+    for their inside, but for ``vmap``, which takes no ``None``: return the fields that you need.
 
     Args:
         logits: f, ``(n, C)``, float16, bfloat16, float32 or float64, of any strides.

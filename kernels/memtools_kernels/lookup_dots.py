@@ -31,7 +31,7 @@ def lookup_dots_reference(
     ):
         with without_autocast(gradients.device):
             products = column.to(dtype) @ gradient.to(dtype).mT
-        dots[i] = products.mul_(row[:, index]).sum()
+        dots[i] = products.mul_(row.index_select(1, index)).sum()
     return dots
 
 
@@ -44,7 +44,7 @@ def _accumulator(*tensors: Tensor) -> torch.dtype:
 @jit
 def _lookup_dots_kernel(
     indices_ptr, gradients_ptr, rows_ptr, columns_ptr, parts_ptr, lookups, positions, width,
-    s_tiles, t_tiles, gradient_strides, row_strides, column_strides,
+    table, s_tiles, t_tiles, gradient_strides, row_strides, column_strides,
     TILE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -69,7 +69,8 @@ def _lookup_dots_kernel(
     index = tl.load(indices_ptr + example * lookups + s, mask=s < lookups, other=0)
     at = example * row_strides[0] + t[:, None] * row_strides[1] + index[None, :] * row_strides[2]
     mask = (t < positions)[:, None] & (s < lookups)[None, :]
-    products *= tl.load(rows_ptr + at, mask=mask, other=0.0).to(kind)
+    is_there = mask & ((index >= 0) & (index < table))[None, :]
+    products *= tl.load(rows_ptr + at, mask=is_there, other=float("nan")).to(kind)
     tl.store(parts_ptr + program, tl.sum(tl.where(mask, products, 0.0)))
 
 
@@ -87,8 +88,8 @@ def _lookup_dots_triton(
     s_tiles, t_tiles = triton.cdiv(lookups, _TILE), triton.cdiv(positions, _TILE)
     parts = gradients.new_empty((n, s_tiles * t_tiles), dtype=dtype)
     args: list[Any] = [
-        indices.contiguous(), gradients, rows, columns, parts, lookups, positions, width, s_tiles,
-        t_tiles, gradients.stride(), rows.stride(), columns.stride(),
+        indices.contiguous(), gradients, rows, columns, parts, lookups, positions, width,
+        rows.shape[2], s_tiles, t_tiles, gradients.stride(), rows.stride(), columns.stride(),
     ]  # fmt: skip
     meta: dict[str, Any] = {"TILE": _TILE, "K": 32, **precision(common, gradients.device)}
     meta["num_warps"] = 4
@@ -141,10 +142,13 @@ def lookup_dots(indices: Tensor, gradients: Tensor, rows: Tensor, columns: Tenso
     Not differentiable: meant for the outputs of ``torch.func`` transforms, not for their inside.
 
     Args:
-        indices: Rows of the table that are looked up, ``(n, S)`` int64, from 0 to V - 1.
+        indices: Rows of the table that are looked up, ``(n, S)`` int64, from 0 to V - 1: others
+            raise on a CPU, and make the example's result NaN on a GPU, for which one would have to
+            wait.
         gradients: g, of what is looked up, ``(n, S, d)``, float16, bfloat16, float32 or float64,
             of any strides; zero where a lookup does not count.
-        rows: r, gradients of the head's output, ``(n, T, V)``, likewise.
+        rows: r, gradients of the head's output, ``(n, T, V)``, likewise; those of rows that the
+            example does not look up are not read.
         columns: c, inputs of the head, ``(n, T, d)``, likewise.
 
     Returns:

@@ -224,7 +224,7 @@ def row_norms(x: Tensor | Sequence[Tensor], p: float = 2, *, squared: bool = Fal
             several with equal n, of which the elements of all form a row, without being copied
             together.
         p: 1, 2 or ``math.inf``.
-        squared: Whether to return the squares of the norms.
+        squared: Whether to return the squares of the norms, which must fit its dtype too.
 
     Returns:
         Tensor of shape ``(n,)``: float64 if an input is, otherwise float32; summed in that type.

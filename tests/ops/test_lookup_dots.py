@@ -146,6 +146,18 @@ def test_repeated_lookups(pattern, lookups, device):
 
 
 @ON_EACH
+@pytest.mark.parametrize("index", [-1, 6, 2**40])
+def test_a_row_that_is_not_there_is_never_read(index, device):
+    indices, *tensors = arguments((3, 5, 4, 7, 6), device=device)
+    indices[1, 2] = index
+    if device == "cpu" and not INTERPRET:
+        with pytest.raises((IndexError, RuntimeError), match="out of DATA bounds"):
+            lookup_dots(indices, *tensors)
+    else:
+        assert lookup_dots(indices, *tensors).isnan().tolist() == [False, True, False]
+
+
+@ON_EACH
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_integers_are_exact(dtype, device):
     # No sum of these reaches 2^24, and each one of the arguments is below 2^8.

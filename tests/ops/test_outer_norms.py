@@ -16,6 +16,7 @@ from memtools_kernels import outer_norms
 from memtools_kernels.chunks import SCRATCH
 from memtools_kernels.outer_norms import INTERPRET, _direct, _gram, _outer_norms_op
 from torch.func import grad, jacfwd, jvp, vmap
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() and not INTERPRET else ["cpu"]
@@ -267,6 +268,14 @@ def test_what_cancels_is_redone_in_every_chunk(dtypes):
     rows, columns = (x.repeat(40, 1, 1) for x in cancelling(torch.float32, "cpu"))
     assert len(rows) // 2 * rows.shape[2] * columns.shape[2] > SCRATCH
     check(rows.to(dtypes[0]), columns.to(dtypes[1]), compute=_gram)
+
+
+@pytest.mark.skipif(INTERPRET, reason="bands are a matter of the reference")
+def test_what_cancels_is_redone_in_whichever_band_it_is():
+    values = rows, columns = cancelling(torch.float32, "cpu", (30, 3, 4))
+    for behind in (0, 900, 1970):  # 2000 positions take several bands
+        pads = (0, 0, 1970 - behind, behind)
+        check(F.pad(rows, pads), F.pad(columns, pads), values, compute=_gram)
 
 
 LAYOUTS = {

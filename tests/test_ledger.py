@@ -1,12 +1,20 @@
+import itertools
 import math
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memtools import Ledger, scores
+from memtools.ledger.log import Log
 
 # A mean over a few presentations, rounded to float32 at both ends.
 RTOL = 4 * float(np.finfo(np.float32).eps)
@@ -48,16 +56,52 @@ def values_of(options):
     return {name: [float(v) for v in value] for name, value in values.items()}
 
 
-def run(training):
+@pytest.fixture(params=["memory", "folder", "small ranges", "two processes"])
+def make(request, tmp_path, monkeypatch):
+    """A function that makes an empty ledger, of each kind in turn."""
+    if request.param in ("small ranges", "two processes"):
+        # A range then holds an example or two.
+        monkeypatch.setattr("memtools.ledger.ranges._MEMORY", 100)
+        monkeypatch.setattr("memtools.ledger.ranges._BLOCK", 3)
+    made = itertools.count()
+
+    def ledger(n):
+        folder = tmp_path / str(next(made))
+        match request.param:
+            case "memory":
+                return Ledger(n)
+            case "two processes":
+                return TwoProcesses(n, folder)
+        return Ledger(n, folder)
+
+    return ledger
+
+
+class TwoProcesses(Ledger):
+    """Updates go to the logs of two processes in turn."""
+
+    def __init__(self, num_examples, folder):
+        super().__init__(num_examples, folder)
+        self.steps = 0
+        self.own = self._log, Log(num_examples, "float32", folder / "log-000001")
+
+    def update(self, *args, **options):
+        log, self._log = self._log, self.own[self.steps % 3 == 1]
+        super().update(*args, step=self.steps, **options)
+        self._log = log
+        self.steps += 1
+
+
+def run(training, make=Ledger):
     """A ledger, and the same kept as a list of presentations, each a dict, for each example."""
     n, updates, seed = training
     generator = torch.Generator().manual_seed(seed)
-    ledger, lists, names = Ledger(n), [[] for _ in range(n)], []
+    ledger, lists, names = make(n), [[] for _ in range(n)], []
     for index, kinds in updates:
         options = arguments(index, kinds, generator)
         ledger.update(torch.tensor(index, dtype=torch.long), **options)
         values = values_of(options)
-        names += [name for name in values if name not in names]
+        names += [name for name in values if index and name not in names]
         for k, i in enumerate(index):
             lists[i].append({name: value[k] for name, value in values.items()})
     return ledger, lists, names
@@ -81,9 +125,14 @@ def std(values):
     return math.sqrt(mean([(v - mean(values)) ** 2 for v in values])) if values else math.nan
 
 
+# Each example makes a ledger of its own.
+IN_ANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+
+
+@IN_ANY
 @given(trainings())
-def test_history_agrees_with_lists(training):
-    ledger, lists, names = run(training)
+def test_history_agrees_with_lists(make, training):
+    ledger, lists, names = run(training, make)
     assert set(ledger.columns) == set(names)
     assert ledger.presentations.tolist() == [len(row) for row in lists]
     longest = max(len(row) for row in lists)
@@ -95,9 +144,10 @@ def test_history_agrees_with_lists(training):
         np.testing.assert_array_equal(ledger.history(name), expected)
 
 
+@IN_ANY
 @given(trainings())
-def test_scores_agree_with_loops(training):
-    ledger, lists, names = run(training)
+def test_scores_agree_with_loops(make, training):
+    ledger, lists, names = run(training, make)
     table = ledger.scores()
     expected: dict[str, list[float]] = {
         "index": list(range(len(lists))),
@@ -239,12 +289,12 @@ def test_whatever_holds_indices(index):
     np.testing.assert_array_equal(ledger.history("loss"), [[2], [1]])
 
 
-def test_a_ledger_without_presentations():
-    ledger = Ledger(2)
+def test_a_ledger_without_presentations(make):
+    ledger = make(2)
     assert ledger.scores()["presentations"].tolist() == [0, 0]
     ledger.update([], loss=[])
-    assert np.isnan(ledger.scores()["csl"]).all()
-    assert ledger.history("loss").shape == (2, 0)
+    assert ledger.columns == []
+    assert ledger.scores().keys() == {"index", "presentations"}
 
 
 def test_state_dict_is_a_copy():
@@ -255,7 +305,7 @@ def test_state_dict_is_a_copy():
     other.load_state_dict(state)
     assert_equal(other, sample())
     other.update([0], loss=[1.0])
-    assert state["presentations"].tolist() == [2, 0, 1]
+    assert state["index"].tolist() == [0, 2, 0]
 
 
 def test_state_dict_survives_torch_save(tmp_path):
@@ -333,6 +383,186 @@ def test_other_errors_say_what_to_do(tmp_path):
         sample().history("x")
     with pytest.raises(ValueError, match=r"state holds 3 examples, this ledger 2"):
         Ledger(2).load_state_dict(sample().state_dict())
+
+
+def test_scores_are_written_and_read_range_by_range(make, tmp_path):
+    pytest.importorskip("pyarrow")
+    ledger = run((5, [([4, 0, 2, 2], {"logits"}), ([1], {"extra"}), ([], {"loss"})] * 3, 0), make)[
+        0
+    ]
+    ledger.save(tmp_path / "file.parquet")
+    assert_equal(Ledger.load(tmp_path / "file.parquet"), ledger)
+
+
+def fill(ledger, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        index = torch.randperm(ledger.num_examples, generator=generator)[:5]
+        extra = {"late": index / 7} if step >= 6 else {}
+        ledger.update(
+            index, logits=torch.randn(5, 3, generator=generator), targets=index % 3, **extra
+        )
+    return ledger
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("checkpoint", [0, 3, 6, 8])
+def test_going_on_from_a_checkpoint_doubles_nothing(tmp_path, checkpoint, dtype):
+    ledger = fill(Ledger(9, tmp_path / "ledger", dtype=dtype), range(checkpoint))
+    state = ledger.state_dict()
+    fill(ledger, range(checkpoint, 9))  # of which the checkpoint knows nothing
+    torch.save(state, tmp_path / "state.pt")
+    resumed = Ledger(9, tmp_path / "ledger", dtype=dtype, resume=True)
+    assert_equal(resumed, ledger)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    fill(resumed, range(checkpoint, 10))
+    assert_equal(resumed, fill(Ledger(9, tmp_path / "undisturbed", dtype=dtype), range(10)))
+    assert_equal(Ledger.open(tmp_path / "ledger"), resumed)
+
+
+def test_fewer_processes_go_on_from_a_checkpoint(tmp_path):
+    ledger = TwoProcesses(9, tmp_path / "ledger")
+    state = fill(ledger, range(5)).state_dict()
+    want = {name: ledger.history(name) for name in ledger.columns}
+    fill(ledger, range(5, 9))
+    alone = Ledger(9, tmp_path / "ledger", resume=True)
+    alone.load_state_dict({"step": torch.tensor(4)})
+    for name, history in want.items():
+        np.testing.assert_array_equal(alone.history(name), history)
+    # The first process had no part in step 4.
+    assert int(state["step"]) == 3
+
+
+def test_half_precision_takes_half_the_room(tmp_path):
+    values = torch.tensor([1.0, 1e-3, 1e5, 0.1])
+    for dtype in ("float32", "float16"):
+        ledger = Ledger(4, tmp_path / dtype, dtype=dtype)
+        ledger.update(range(4), own=values)
+        kept = values.half() if dtype == "float16" else values
+        np.testing.assert_array_equal(ledger.history("own")[:, 0], kept.float())
+        size = (tmp_path / dtype / "log-000000" / "column-own").stat().st_size
+        assert size == 4 * kept.element_size()
+
+
+def test_an_update_that_fails_leaves_the_folder_as_it_was(tmp_path):
+    """Here for want of room: of its five indices two can be written."""
+    ledger, same = fill(Ledger(9, tmp_path / "ledger"), range(60)), fill(Ledger(9), range(60))
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    index = tmp_path / "ledger" / "log-000000" / "index"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (index.stat().st_size + 8, room[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            fill(ledger, [60])
+        with pytest.raises(OSError, match="too large"):
+            ledger.update(range(5), other=range(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert_equal(ledger, same)
+    assert_equal(Ledger.open(tmp_path / "ledger"), same)
+    assert_equal(fill(ledger, [60]), fill(same, [60]))
+
+
+WRITER = """
+import sys, torch, memtools
+torch.set_num_threads(1)
+ledger = memtools.Ledger(50, sys.argv[1])
+print("ready", flush=True)
+for step in range(10**6):
+    index = (torch.arange(7) + step) % 50
+    extra = {"late": index} if step > 40 else {}
+    ledger.update(index, loss=index + step, own=-index, **extra)
+"""
+
+
+def test_a_kill_at_any_moment_loses_no_update_and_halves_none(tmp_path):
+    for kill in range(4):
+        folder = tmp_path / str(kill)
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, folder], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        log = folder / "log-000000" / "index"
+        while not log.exists() or log.stat().st_size < 1000 * (kill + 1):
+            pass
+        check_writer(Ledger.open(folder))  # whoever reads meanwhile sees whole updates
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        ledger = Ledger(50, folder, resume=True)
+        steps = check_writer(ledger)
+        ledger.update([3], loss=[-1.0])
+        assert ledger.presentations.sum() == 7 * steps + 1
+
+
+def check_writer(ledger):
+    """The number of whole updates, which must be all that there is."""
+    table = ledger.scores()
+    steps, rest = divmod(int(table["presentations"].sum()), 7)
+    assert rest == 0
+    want = Ledger(50)
+    for step in range(steps):
+        index = (torch.arange(7) + step) % 50
+        extra = {"late": index} if step > 40 else {}
+        want.update(index, loss=index + step, own=-index, **extra)
+    expected = want.scores()
+    assert table.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(table[name], values)
+    return steps
+
+
+def test_a_ledger_is_pickled_by_its_place(tmp_path):
+    ledger = fill(Ledger(9, tmp_path / "ledger"), range(7))
+    again = pickle.loads(pickle.dumps(ledger))
+    assert_equal(again, ledger)
+    fill(again, [7])
+    assert again.presentations.sum() == 40
+
+
+def test_a_log_that_lost_its_end_ends_with_its_last_whole_update(tmp_path):
+    fill(Ledger(9, tmp_path / "ledger"), range(8))
+    column = tmp_path / "ledger" / "log-000000" / "column-el2n"
+    os.truncate(column, column.stat().st_size - 4 * 5 - 3)  # of the last update, and one before
+    assert_equal(Ledger.open(tmp_path / "ledger"), fill(Ledger(9), range(6)))
+
+
+def test_folders_of_others_are_refused(tmp_path):
+    ledger = fill(Ledger(9, tmp_path / "ledger"), range(3))
+    with pytest.raises(ValueError, match=r"holds a ledger already; pass resume=True"):
+        Ledger(9, tmp_path / "ledger")
+    with pytest.raises(ValueError, match=r"a ledger with num_examples 9, got 8; name another"):
+        Ledger(8, tmp_path / "ledger", resume=True)
+    with pytest.raises(ValueError, match=r"a ledger with dtype float32, got float16"):
+        Ledger(9, tmp_path / "ledger", dtype="float16", resume=True)
+    with pytest.raises(ValueError, match=r'dtype must be "float32" or "float16", got .float8'):
+        Ledger(9, dtype="float8")
+    with pytest.raises(ValueError, match=r"holds no ledger"):
+        Ledger.open(tmp_path)
+    with pytest.raises(ValueError, match=r"made at step 7, but the ledger in .* ends at 2; it has"):
+        ledger.load_state_dict({"step": torch.tensor(7)})
+    with pytest.raises(
+        ValueError, match=r"state is of a ledger in a folder, this is one in memory"
+    ):
+        Ledger(9).load_state_dict(ledger.state_dict())
+    with pytest.raises(ValueError, match=r"was opened to be read; Ledger\(9, '.*', resume=True"):
+        Ledger.open(tmp_path / "ledger").update([0], loss=[1.0])
+    with pytest.raises(ValueError, match=r"step must be at least 2, got 1"):
+        ledger.update([0], loss=[1.0], step=1)
+    about = tmp_path / "ledger" / "log-000000" / "about.json"
+    good = about.read_text()
+    for bad in ("", "[]", "{}", good.replace('"loss"', '"../../loss"'), good.replace("9", '"x"')):
+        about.write_text(bad)
+        with pytest.raises(ValueError, match="does not describe a ledger of this version"):
+            Ledger.open(tmp_path / "ledger")
+
+
+def test_rank_puts_the_hardest_first():
+    ledger = Ledger(4)
+    targets = torch.tensor([0, 0, 0])
+    ledger.update([0, 1, 3], logits=torch.tensor([[1.0, 0], [0, 1], [2, 0]]), targets=targets)
+    for by in ("csl", "el2n", "aum", "confidence"):
+        assert ledger.rank(by).tolist() == [1, 0, 3, 2]
+    assert ledger.rank("forgetting_events").tolist() == [1, 0, 3, 2]
+    with pytest.raises(KeyError, match="no column 'x'; there are: index, presentations, csl"):
+        ledger.rank("x")
 
 
 def test_files_that_are_no_ledger_are_refused(tmp_path):

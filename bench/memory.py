@@ -72,6 +72,11 @@ def _measure(
     to.send((_kib("VmHWM") - before) / 1024)
 
 
+def resident_kib() -> int:
+    """Resident memory of this process; 0 where there is no ``/proc``."""
+    return _kib("VmRSS") if Path("/proc/self/status").exists() else 0
+
+
 def _kib(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")

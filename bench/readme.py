@@ -17,6 +17,7 @@ import numpy as np
 from bench import (
     critical_report,
     gradient_norms_report,
+    ledger_report,
     operators_report,
     sensitivity_report,
     verdicts,
@@ -119,6 +120,7 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "gradient norms": gradient_norms_report.page,
         "loss sensitivity": sensitivity_report.page,
         "critical samples": critical_report.page,
+        "ledger": ledger_report.page,
     },
     ROOT / "kernels" / "README.md": {"operators": operators_report.operators},
 }

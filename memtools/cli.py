@@ -117,12 +117,11 @@ def _add_score(commands: Any) -> None:
 def _run_score(out: Path, resume: bool, device: str, workers: int, **given: Any) -> None:
     from torch import nn
 
-    from memtools.scoring import call_factory, option_names, recorded_settings, score
+    from memtools.scoring import call_factory, recorded_settings, score
     from memtools.training.devices import resolve_device
 
     require("pyarrow")
-    recorded = (recorded_settings(out) if resume else None) or {}
-    options = {name: recorded[name] for name in option_names() if name in recorded} | given
+    options = ((recorded_settings(out) if resume else None) or {}) | given
     factories = {}
     for name in ("model", "data"):
         factories[name] = options.pop(name, None)

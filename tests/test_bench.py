@@ -1,9 +1,12 @@
 """The benchmarks that need another machine run through here, at sizes that say nothing."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -13,7 +16,7 @@ def rows_of(module, file, folder, *options):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with (folder / file).open() as text:
-        return list(csv.DictReader(text))
+        return json.load(text) if file.endswith(".json") else list(csv.DictReader(text))
 
 
 def test_gpu_benchmark_runs_on_a_cpu(tmp_path):
@@ -35,6 +38,18 @@ def test_gpu_benchmark_says_that_there_is_no_gpu():
     )
     assert done.returncode == 2
     assert "there is no GPU" in done.stderr
+
+
+def test_a_ledger_in_a_folder_holds_what_it_was_given(tmp_path):
+    found = rows_of("bench.ledger", "ledger.json", tmp_path)
+    assert found["presentations"] == found["num_examples"] * found["epochs"]
+    assert (
+        0
+        < found["share_of_a_step"]
+        == pytest.approx(
+            found["update_milliseconds"]["median"] / found["step_milliseconds"]["median"]
+        )
+    )
 
 
 def test_operators_are_right_and_none_is_forgotten(tmp_path):

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -398,7 +399,7 @@ def fill(ledger, steps):
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         index = torch.randperm(ledger.num_examples, generator=generator)[:5]
-        extra = {"late": index / 7} if step >= 6 else {}
+        extra: dict[str, Any] = {"late": index / 7} if step >= 6 else {}
         ledger.update(
             index, logits=torch.randn(5, 3, generator=generator), targets=index % 3, **extra
         )

@@ -58,7 +58,7 @@ class FileVector:
 
     def append(self, values: NDArray[Any]) -> None:
         """Add values at the end."""
-        data = memoryview(np.ascontiguousarray(values, self._dtype)).cast("B")
+        data = memoryview(values.astype(self._dtype).tobytes())
         with self._path.open("ab", buffering=0) as file:
             while data:
                 data = data[file.write(data) :]

@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 
 import memtools
 from bench.gradient_norms import RESULTS, circumstances
-from bench.memory import resident_kib
+from bench.memory import forget_peak, peak_kib, resident_kib
 
 BATCH, CLASSES = 1024, 10
 SIDE = 32
@@ -35,13 +35,14 @@ def measured(num_examples: int, epochs: int, batch: int) -> dict[str, Any]:
     ledger = memtools.Ledger(num_examples, folder / "ledger", dtype="float16")
     ledger.update(torch.arange(batch) % num_examples, logits=logits, targets=targets)
     ledger.load_state_dict({"step": torch.tensor(-1)})
-    before, memory = resident_kib(), []
+    memory = []
     updates, steps = [], []
     generator = np.random.default_rng(0)
     for epoch in range(epochs):
         start = time.perf_counter()
         step()
         steps.append(time.perf_counter() - start)
+        before = peak = resident_kib()  # the step's own memory comes and goes
         for number in range(-(-num_examples // batch)):
             # Every example once an epoch, in another order each time, without a list of all.
             places = np.arange(number * batch, min((number + 1) * batch, num_examples))
@@ -49,12 +50,15 @@ def measured(num_examples: int, epochs: int, batch: int) -> dict[str, Any]:
             start = time.perf_counter()
             ledger.update(index, logits=logits[: len(index)], targets=targets[: len(index)])
             updates.append(time.perf_counter() - start)
-        memory.append(resident_kib() - before)
+            if number % 100 == 0:
+                peak = max(peak, resident_kib())
+        memory.append(peak - before)
         print(f"epoch {epoch + 1}: {memory[-1] / 1024:.0f} MiB more than before", flush=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    start = time.perf_counter()
+    forget_peak()
+    before, start = resident_kib(), time.perf_counter()
     table = ledger.scores()
-    seconds = time.perf_counter() - start
+    seconds, peak = time.perf_counter() - start, peak_kib()
     assert (table["presentations"] == epochs).all()
     shutil.rmtree(folder)
     ours, of_step = np.array(updates), np.array(steps)
@@ -69,6 +73,7 @@ def measured(num_examples: int, epochs: int, batch: int) -> dict[str, Any]:
         "memory_mib": max(memory) / 1024,
         "folder_mib": size / 2**20,
         "scores_seconds": seconds,
+        "scores_memory_mib": (peak - before) / 1024,
         "scores_mib": sum(values.nbytes for values in table.values()) / 2**20,
     }
 

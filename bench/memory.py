@@ -66,15 +66,25 @@ def _measure(
     first = problem if warm_up is None else build(warm_up)
     call(first._replace(model=copy.deepcopy(first.model)))
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _kib("VmRSS")
+    forget_peak()
+    before = resident_kib()
     call(problem)
-    to.send((_kib("VmHWM") - before) / 1024)
+    to.send((peak_kib() - before) / 1024)
+
+
+def forget_peak() -> None:
+    """Begin anew with what :func:`peak_kib` gives."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_kib() -> int:
+    """Largest resident memory of this process since the last :func:`forget_peak`."""
+    return _kib("VmHWM")
 
 
 def resident_kib() -> int:
-    """Resident memory of this process; 0 where there is no ``/proc``."""
-    return _kib("VmRSS") if Path("/proc/self/status").exists() else 0
+    """Resident memory of this process."""
+    return _kib("VmRSS")
 
 
 def _kib(field: str) -> int:

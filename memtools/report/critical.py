@@ -4,13 +4,13 @@ from typing import Any
 
 from memtools.critical.search import NOISE_OVER_RADIUS, STEP_OVER_RADIUS
 from memtools.studies.data import Data
-from memtools.studies.networks import NetworkSettings
+from memtools.studies.networks import SearchSettings
 from memtools.studies.probes import Sizes
 
 __all__ = ["of_search"]
 
 
-def of_search(config: NetworkSettings, data: Data) -> dict[str, Any]:
+def of_search(config: SearchSettings, data: Data) -> dict[str, Any]:
     """Names that ``critical.html.j2`` and the pages that include it use."""
     return {
         "sizes": Sizes.of(config, data),

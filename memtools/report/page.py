@@ -8,7 +8,7 @@ from typing import Any
 
 from memtools.extras import require
 from memtools.files import write_text
-from memtools.report import csr, memorization, sensitivity
+from memtools.report import csr, memorization, mislabels, sensitivity
 from memtools.report.drawing import draw_figures
 from memtools.studies.config import Settings
 from memtools.studies.data import Data
@@ -17,7 +17,12 @@ from memtools.studies.summary import Summary
 
 __all__ = ["write_report"]
 
-PAGES: dict[str, Any] = {"memorization": memorization, "sensitivity": sensitivity, "csr": csr}
+PAGES: dict[str, Any] = {
+    "memorization": memorization,
+    "sensitivity": sensitivity,
+    "csr": csr,
+    "mislabels": mislabels,
+}
 """What is a study's own on its page: ``FIGURES``, and a template filled in with ``contents``."""
 
 

@@ -5,8 +5,13 @@ Each has the same face: ``Config``, every setting; ``cells(config)``, its traini
 ``summarise(folder, config, data)``, what came of it.
 """
 
-from memtools.studies import csr, memorization, sensitivity
+from memtools.studies import csr, memorization, mislabels, sensitivity
 
 __all__ = ["STUDIES"]
 
-STUDIES = {"memorization": memorization, "sensitivity": sensitivity, "csr": csr}
+STUDIES = {
+    "memorization": memorization,
+    "sensitivity": sensitivity,
+    "csr": csr,
+    "mislabels": mislabels,
+}

@@ -19,7 +19,15 @@ from memtools.studies.data import Data, corrupt, predict, read
 from memtools.studies.folder import RunFolder
 from memtools.training import Callback, EpochResult, Run, Trainer
 
-__all__ = ["EpochRecorder", "NetworkSettings", "prepare", "run_networks"]
+__all__ = [
+    "EpochRecorder",
+    "NetworkSettings",
+    "SearchSettings",
+    "build_network",
+    "prepare",
+    "run_networks",
+    "trainer_for",
+]
 
 Recorded = TypeVar("Recorded", bound="EpochRecorder")
 
@@ -29,7 +37,7 @@ WIDTHS = {"tiny-mlp": 16, "small-alexnet": 200}
 
 @dataclass(frozen=True)
 class NetworkSettings(Settings):
-    """Settings of the network, its optimiser, and the search for critical samples."""
+    """Settings of the network and its optimiser."""
 
     validation_size: int | None = setting(None, "examples held out (all)")
     model: str = setting("mlp", "mlp, tiny-mlp or small-alexnet")
@@ -38,14 +46,6 @@ class NetworkSettings(Settings):
     dropout: float = setting(0.0, "probability of dropping a hidden unit (not tiny-mlp)")
     momentum: float = setting(0.9, "momentum of SGD")
     weight_decay: float = setting(0.0, "weight decay of SGD")
-    radius: float = setting(
-        1 / 16, "half-width of the box of a critical sample; inputs are in [0, 1]"
-    )
-    search: str = setting(
-        "lass", "search for critical samples: lass, the paper's, or auto, a more thorough one"
-    )
-    csr_steps: int = setting(10, "steps of that search (lass)")
-    csr_examples: int = setting(200, "examples searched, of the training set and of those held out")
     precision: str = setting("float32", "float32, float64, bfloat16 or float16 (autocast)")
 
     @classmethod
@@ -57,12 +57,29 @@ class NetworkSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._one_of("search", ("lass", "auto"))
-        self._at_least_one("csr_steps", "csr_examples")
-        self._positive("radius")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SearchSettings(NetworkSettings):
+    """Settings of the search for critical samples as well."""
+
+    radius: float = setting(
+        1 / 16, "half-width of the box of a critical sample; inputs are in [0, 1]"
+    )
+    search: str = setting(
+        "lass", "search for critical samples: lass, the paper's, or auto, a more thorough one"
+    )
+    csr_steps: int = setting(10, "steps of that search (lass)")
+    csr_examples: int = setting(200, "examples searched, of the training set and of those held out")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of("search", ("lass", "auto"))
+        self._at_least_one("csr_steps", "csr_examples")
+        self._positive("radius")
 
     @property
     def search_in_words(self) -> str:
@@ -121,7 +138,7 @@ def prepare(config: NetworkSettings) -> Data:
     """
     data = read(config, validation_size=config.validation_size)
     try:
-        model = _build(config, data.split, seed=0)
+        model = build_network(config, data.split, seed=0)
     except RuntimeError as error:
         raise ValueError(
             f"width {config.width} with depth {config.depth} cannot be built: {error}"
@@ -133,7 +150,7 @@ def prepare(config: NetworkSettings) -> Data:
             f"batch_size {config.batch_size} makes a batch of one of the {len(data.train)} "
             f"examples, which the BatchNorm of {config.model} cannot normalise; choose another"
         )
-    _trainer(config, model)
+    trainer_for(config, model)
     return data
 
 
@@ -185,9 +202,9 @@ def run_networks(
 
     def train(cell: Cell, tell: Tell) -> None:
         noisy = corrupt(config, data, cell.condition, cell.seed)
-        model = _build(config, data.split, cell.seed)
+        model = build_network(config, data.split, cell.seed)
         measuring = recorder(folder, cell, noisy, tell)
-        _trainer(config, model, cell.seed, [measuring], checkpoint(cell)).fit(
+        trainer_for(config, model, cell.seed, [measuring], checkpoint(cell)).fit(
             noisy, data.validation
         )
         if finish is not None:
@@ -210,7 +227,8 @@ def run_networks(
     return folder
 
 
-def _build(config: NetworkSettings, split: Split, seed: int) -> nn.Module:
+def build_network(config: NetworkSettings, split: Split, seed: int) -> nn.Module:
+    """The network of a configuration, with the weights of a seed."""
     settings: dict[str, Any] = {"width": config.width, "depth": config.depth}
     if config.dropout:
         if config.model == "tiny-mlp":
@@ -220,13 +238,15 @@ def _build(config: NetworkSettings, split: Split, seed: int) -> nn.Module:
         return models.build(config.model, split.input_shape, len(split.class_names), **settings)
 
 
-def _trainer(
+def trainer_for(
     config: NetworkSettings,
     model: nn.Module,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     checkpoint: Path | None = None,
+    epochs: int | None = None,
 ) -> Trainer:
+    """What trains it; ``epochs`` takes the place of the configuration's."""
     return Trainer(
         model,
         partial(
@@ -235,7 +255,7 @@ def _trainer(
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         ),
-        epochs=config.epochs,
+        epochs=config.epochs if epochs is None else epochs,
         batch_size=config.batch_size,
         seed=seed,
         device=config.device,

@@ -9,7 +9,7 @@ from memtools import seeds
 from memtools.critical import critical_sample_ratio
 from memtools.data import Tensors
 from memtools.studies.data import CHUNK, Data
-from memtools.studies.networks import NetworkSettings
+from memtools.studies.networks import SearchSettings
 
 __all__ = ["Probes", "Sizes"]
 
@@ -23,7 +23,7 @@ class Sizes:
     searched_train: int
 
     @classmethod
-    def of(cls, config: NetworkSettings, data: Data) -> "Sizes":
+    def of(cls, config: SearchSettings, data: Data) -> "Sizes":
         """The sizes that a configuration comes to on its data."""
         held_out, train = len(data.validation), len(data.train)
         return cls(held_out, min(config.csr_examples, held_out), min(config.csr_examples, train))
@@ -41,7 +41,7 @@ class Probes:
 
     def __init__(
         self,
-        config: NetworkSettings,
+        config: SearchSettings,
         train: Tensors,
         validation: Tensors,
         seed: int,

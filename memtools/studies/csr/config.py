@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from memtools.studies.config import setting
-from memtools.studies.networks import NetworkSettings
+from memtools.studies.networks import SearchSettings
 
 __all__ = ["Config"]
 
 
 @dataclass(frozen=True)
-class Config(NetworkSettings):
+class Config(SearchSettings):
     """Every setting of the study; the defaults are ours.
 
     Networks have to fit the noise in the end, which takes many updates. A radius says something

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from memtools.studies.networks import NetworkSettings
+from memtools.studies.networks import SearchSettings
 
 __all__ = ["Config"]
 
 
 @dataclass(frozen=True)
-class Config(NetworkSettings):
+class Config(SearchSettings):
     """Every setting of the study; :meth:`suited` has defaults that suit the data set and model."""
 
     # A subset of the larger sets that a CPU can train on.

@@ -1,6 +1,5 @@
 """The promise of every metric function: a call leaves no trace, also when it raises."""
 
-import contextlib
 import random
 from typing import Any
 
@@ -12,204 +11,15 @@ from torch.nn import functional as F
 
 import memtools
 from memtools.guard import untouched
+from memtools.testing import assert_untouched
+from tests.test_matrix import METRICS, PREPARE, SURROUNDINGS, batch, build
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-
-METRICS = {
-    "input_gradient_norms": memtools.input_gradient_norms,
-    "parameter_gradient_norms": memtools.parameter_gradient_norms,
-    "class_sensitivity": memtools.class_sensitivity,
-    "find_critical": lambda model, inputs, targets: memtools.find_critical(
-        model, inputs, radius=0.5, max_steps=3
-    ),
-    "find_critical, auto": lambda model, inputs, targets: memtools.find_critical(
-        model, inputs, radius=0.5, method="auto", certify=True
-    ),
-    "critical_sample_ratio": lambda model, inputs, targets: memtools.critical_sample_ratio(
-        model, inputs, radius=0.5, max_steps=3
-    ),
-    "linear_reach": lambda model, inputs, targets: memtools.linear_reach(model, inputs, radius=0.5),
-}
 
 
 @pytest.fixture(params=list(METRICS))
 def metric(request):
     return METRICS[request.param]
-
-
-class Recording(nn.Module):
-    """Its BatchNorm is in eval mode while it trains; it keeps what it saw last, and counts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU())
-        self.head = nn.Linear(6, 3)
-        self.register_buffer("calls", torch.zeros(()))
-        self.seen = 0
-        self.last = None
-
-    def train(self, mode=True):
-        super().train(mode)
-        self.body[1].eval()
-        return self
-
-    def forward(self, x):
-        self.calls += 1
-        self.seen += len(x)
-        self.last = self.body(x)
-        self.late = x.shape
-        return self.head(self.last)
-
-
-def build() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return Recording().train()
-
-
-def batch():
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(6, 4, generator=generator), torch.tensor([0, 1, 2, 2, 1, 0])
-
-
-def hooked(model):
-    """Every kind of hook; those on weights and on their gradients must not see a metric call."""
-    fired = []
-    model.head.register_forward_pre_hook(lambda module, args: None)
-    model.head.register_forward_hook(lambda module, args, output: output + 0.1)
-    model.head.register_full_backward_hook(lambda module, grad_in, grad_out: None)
-    for parameter in model.parameters():
-        parameter.register_hook(lambda grad: fired.append("gradient"))
-        parameter.register_post_accumulate_grad_hook(lambda p: fired.append("accumulated"))
-    model.fired = fired
-    return model
-
-
-def frozen(model):
-    model.body[0].requires_grad_(False)
-    return model
-
-
-def distributed(model):
-    return nn.parallel.DistributedDataParallel(model)
-
-
-def compiled(model):
-    return torch.compile(model, backend="aot_eager")
-
-
-def compiled_in_place(model):
-    model.compile(backend="aot_eager")
-    return model
-
-
-PREPARE = {
-    "plain": lambda model: model,
-    "hooked": hooked,
-    "frozen": frozen,
-    "compiled": compiled,
-    "compiled in place": compiled_in_place,
-    "distributed": distributed,
-}
-
-SURROUNDINGS = {
-    "plain": contextlib.nullcontext,
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-}
-
-
-def random_states():
-    return (
-        torch.get_rng_state().tolist(),
-        str(np.random.get_state(legacy=False)["state"]),  # noqa: NPY002
-        random.getstate(),
-    )
-
-
-def global_state():
-    return (
-        *random_states(),
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
-        torch.is_autocast_cache_enabled(),
-        torch.is_anomaly_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-    )
-
-
-def state_of(model):
-    """All of a model: tensors by value, version and identity, everything else by identity."""
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += [p.grad for p in model.parameters() if p.grad is not None]
-    values = [(id(t), t._version, t.requires_grad, t.detach().clone()) for t in tensors]
-    attributes = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            inner = {k: id(v) for k, v in value.items()} if isinstance(value, dict) else None
-            attributes.append((name, id(value), inner))
-    hooks = [list((p._backward_hooks or {}).values()) for p in model.parameters()]
-    return values, attributes, hooks
-
-
-def assert_same(before, after):
-    for a, b in zip(before[0], after[0], strict=True):
-        assert a[:3] == b[:3]
-        assert torch.equal(a[3], b[3])
-    assert before[1:] == after[1:]
-
-
-def train(model, metric=None, surroundings=contextlib.nullcontext, autocast=False, steps=5):
-    """The weights after a few steps, with a metric call before, inside and after each backward."""
-    inputs, targets = batch()
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9
-    )
-    torch.manual_seed(7)
-
-    def call():
-        if metric is not None:
-            with surroundings():
-                metric(model, inputs, targets)
-
-    for _ in range(steps):
-        optimizer.zero_grad()
-        # Noise from the global random state, which a metric call must not shift.
-        noisy = inputs + 0.1 * torch.randn_like(inputs)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            call()
-            loss = F.cross_entropy(model(noisy), targets)
-            call()
-        loss.backward()
-        call()
-        optimizer.step()
-    return [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
-
-
-@pytest.mark.parametrize("kind", PREPARE)
-def test_training_ends_in_the_same_weights(metric, kind, request):
-    if kind == "distributed":
-        request.getfixturevalue("process_group")
-    prepare = PREPARE[kind]
-    without = train(prepare(build()))
-    model = prepare(build())
-    with_calls = train(model, metric)
-    assert all(torch.equal(a, b) for a, b in zip(without, with_calls, strict=True))
-    if kind == "hooked":
-        trainable = sum(p.requires_grad for p in model.parameters())
-        # Once a step for each weight, by the user's own backward.
-        assert model.fired.count("gradient") == 5 * trainable
-        assert model.fired.count("accumulated") == 5 * trainable
-
-
-@pytest.mark.parametrize("name", SURROUNDINGS)
-def test_training_under_autocast_ends_in_the_same_weights(metric, name):
-    without = train(build(), autocast=True)
-    with_calls = train(build(), metric, SURROUNDINGS[name], autocast=True)
-    assert all(torch.equal(a, b) for a, b in zip(without, with_calls, strict=True))
 
 
 @pytest.mark.parametrize("kind", PREPARE)
@@ -221,18 +31,8 @@ def test_nothing_changes(metric, kind, name, request):
     inputs, targets = batch()
     F.cross_entropy(model(inputs), targets).backward()
     user = inputs.clone().requires_grad_()
-    copies = user.detach().clone(), targets.clone()
-    versions = user._version, targets._version
-    with SURROUNDINGS[name]():
-        before = global_state(), state_of(model)
+    with SURROUNDINGS[name](), assert_untouched(model, inputs=user, targets=targets):
         metric(model, user, targets)
-        assert global_state() == before[0]
-    assert_same(before[1], state_of(model))
-    assert torch.equal(user, copies[0])
-    assert torch.equal(targets, copies[1])
-    assert (user._version, targets._version) == versions
-    assert user.grad is None
-    assert user.requires_grad
 
 
 class Raising(nn.Module):
@@ -260,11 +60,8 @@ def test_nothing_changes_when_the_model_fails(metric, error, expected):
     inputs, targets = batch()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    before = global_state(), state_of(model)
-    with torch.no_grad(), pytest.raises(expected or KeyboardInterrupt):
+    with torch.no_grad(), assert_untouched(model), pytest.raises(expected or KeyboardInterrupt):
         metric(model, inputs, targets)
-    assert global_state() == before[0]
-    assert_same(before[1], state_of(model))
 
 
 @pytest.mark.parametrize("name", ["input_gradient_norms", "parameter_gradient_norms"])
@@ -278,12 +75,9 @@ def test_nothing_changes_when_the_loss_fails(name):
             raise ZeroDivisionError
         return F.cross_entropy(logits, y, reduction="none")
 
-    before = global_state(), state_of(model)
-    with torch.inference_mode(), pytest.raises(ZeroDivisionError):
+    with torch.inference_mode(), assert_untouched(model), pytest.raises(ZeroDivisionError):
         METRICS[name](model, inputs, targets, loss_fn=loss, chunk_size=2)
     assert len(calls) == 2
-    assert global_state() == before[0]
-    assert_same(before[1], state_of(model))
 
 
 def test_lstm_keeps_its_own_weights(metric, zoo):

@@ -3,7 +3,7 @@
 The metrics of Arpit et al. (2017), "A Closer Look at Memorization in Deep Networks", for PyTorch.
 """
 
-from memtools import data, models, scores, training
+from memtools import data, models, pruning, scores, training
 from memtools.critical import (
     CriticalProbe,
     CriticalSearch,
@@ -31,6 +31,7 @@ from memtools.sensitivity import (
     per_class_loss_sensitivity,
     sensitivity_maps,
 )
+from memtools.suspects import label_issues, suspects
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "gini",
     "gradient_norms",
     "input_gradient_norms",
+    "label_issues",
     "linear_reach",
     "lorenz_curve",
     "loss_sensitivity",
@@ -57,8 +59,10 @@ __all__ = [
     "per_class_loss_sensitivity",
     "pixel_bounds",
     "pixel_radius",
+    "pruning",
     "scores",
     "sensitivity_maps",
+    "suspects",
     "training",
     "watch",
 ]

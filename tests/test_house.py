@@ -17,12 +17,15 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"memtools_kernels"},
     {"batch", "extras", "files", "guard", "progress", "seeds"},
-    {"critical", "data", "gradients", "inequality", "models", "scores", "sensitivity"},
-    {"ledger", "training"},
+    {
+        "critical", "data", "gradients", "inequality", "models", "pruning", "scores",
+        "sensitivity", "suspects",
+    },
+    {"ledger", "metrics", "probe", "scoring", "testing", "training"},
     {"studies"},
     {"report"},
-    {"cli"},
-]
+    {"cli", "integrations"},
+]  # fmt: skip
 
 
 def floor_of(module: str) -> int:
@@ -119,7 +122,7 @@ def test_import_brings_in_nothing_that_an_extra_installs():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     heavy = {
         re.split(r"[\[<>=]", requirement)[0].replace("scikit-learn", "sklearn")
-        for name in ("study", "test")
+        for name in ("study", "metrics", "lightning", "transformers", "test")
         for requirement in extras["optional-dependencies"][name]
     }
     # Some come with torch itself.

@@ -88,9 +88,11 @@ def counts(logs: Sequence[Log], num_examples: int) -> NDArray[np.int64]:
 
 def _rows(log: Log, start: int, stop: int) -> NDArray[np.int64]:
     index, found = log.index(), [np.empty(0, np.int64)]
+    unsigned = np.dtype(f"u{index.dtype.itemsize}")
     for begin in range(0, len(index), _BLOCK):
-        block = index[begin : begin + _BLOCK]
-        found.append(np.flatnonzero((block >= start) & (block < stop)) + begin)
+        # What is below the range wraps around and lies above it: one comparison is enough.
+        beyond = (index[begin : begin + _BLOCK] - index.dtype.type(start)).view(unsigned)
+        found.append(np.flatnonzero(beyond < stop - start) + begin)
     return np.concatenate(found)
 
 

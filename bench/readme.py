@@ -18,6 +18,7 @@ from bench import (
     critical_report,
     gradient_norms_report,
     ledger_report,
+    mislabels,
     operators_report,
     sensitivity_report,
     verdicts,
@@ -48,6 +49,9 @@ def keep(folder: Path) -> None:
     config["commit"] = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
+    if config["study"] == "mislabels":
+        mislabels.keep(folder, config)
+        return
     if config["study"] != "memorization":
         verdicts.keep(folder, config)
         return
@@ -115,6 +119,7 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "verdicts": verdicts.sensitivity_part,
         "critical samples": critical_report.compact,
         "critical samples over the training": verdicts.csr_part,
+        "wrong labels": mislabels.part,
     },
     ROOT / "bench" / "README.md": {
         "gradient norms": gradient_norms_report.page,

@@ -25,6 +25,7 @@ from memtools.gradients import (
 )
 from memtools.inequality import gini, lorenz_curve
 from memtools.ledger import Ledger
+from memtools.probe import Probe
 from memtools.sensitivity import (
     TrainingTape,
     loss_sensitivity,
@@ -40,6 +41,7 @@ __all__ = [
     "CriticalSearch",
     "GradientNorms",
     "Ledger",
+    "Probe",
     "TrainingTape",
     "Watch",
     "class_sensitivity",

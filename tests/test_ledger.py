@@ -501,7 +501,7 @@ def check_writer(ledger):
     want = Ledger(50)
     for step in range(steps):
         index = (torch.arange(7) + step) % 50
-        extra = {"late": index} if step > 40 else {}
+        extra: dict[str, Any] = {"late": index} if step > 40 else {}
         want.update(index, loss=index + step, own=-index, **extra)
     expected = want.scores()
     assert table.keys() == expected.keys()

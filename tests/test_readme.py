@@ -19,8 +19,13 @@ def readme_tool(monkeypatch):
     return readme
 
 
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+OTHERS = ("lightning", "transformers")
+
+
 def test_drop_in_code_runs_as_written(tmp_path):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    plain = [block for block in BLOCKS if not any(f"import {name}" in block for name in OTHERS)]
+    code = "\n".join(plain)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
     )
@@ -28,6 +33,20 @@ def test_drop_in_code_runs_as_written(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 7
     assert re.fullmatch(r"Gini coefficient of the sensitivity: 0\.\d\d", lines[5])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_code_for_other_libraries_runs_as_written(name, tmp_path):
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    (code,) = [block for block in BLOCKS if f"import {name}" in block]
+    code += {
+        "lightning": "assert probe.measurements == 3; assert ledger.presentations.sum() == 768",
+        "transformers": "assert len([gini for gini in ginis if gini is not None]) == 3",
+    }[name]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("file", ["README.md", "bench/README.md"])
@@ -47,11 +66,10 @@ def test_figures_show_the_kept_results(readme_tool):
 def test_commands_name_options_that_exist():
     from memtools import cli
 
-    help_text = subprocess.run(
-        [sys.executable, "-m", cli.__name__, "study", "memorization", "--help"],
-        capture_output=True,
-        text=True,
-    ).stdout
+    help_text = "--nproc-per-node of torchrun"
+    for command in (["study", "memorization"], ["score"]):
+        words = [sys.executable, "-m", cli.__name__, *command, "--help"]
+        help_text += subprocess.run(words, capture_output=True, text=True).stdout
     for option in re.findall(r"(?<!-)--[a-z][a-z-]*", README):
         assert option in help_text
 

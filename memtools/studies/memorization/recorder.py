@@ -56,9 +56,8 @@ class Recorder(EpochRecorder):
         logits = predict(run.model, train.inputs)
         with untouched(run.model, evaluating=True):
             norms = input_gradient_norms(run.model, train.inputs, train.targets, chunk_size=CHUNK)
-        self.ledger.update(
-            torch.arange(len(train)), logits=logits, targets=train.targets, **{NORM: norms}
-        )
+        scores: dict[str, Any] = {NORM: norms}
+        self.ledger.update(torch.arange(len(train)), logits=logits, targets=train.targets, **scores)
         mean_norms = torch.from_numpy(self.ledger.history(NORM)).double().mean(1)
         right = logits.argmax(1) == train.targets
         return {

@@ -122,9 +122,8 @@ class _Recorder(EpochRecorder):
         logits = predict(run.model, train.inputs)
         with untouched(run.model, evaluating=True):
             norms = input_gradient_norms(run.model, train.inputs, train.targets, chunk_size=CHUNK)
-        self.ledger.update(
-            torch.arange(len(train)), logits=logits, targets=train.targets, **{NORM: norms}
-        )
+        scores: dict[str, Any] = {NORM: norms}
+        self.ledger.update(torch.arange(len(train)), logits=logits, targets=train.targets, **scores)
         is_wrong = (train.targets != train.clean_targets).cpu().numpy()
         table: dict[str, Any] = {**self.ledger.scores()}
         table["last_loss"] = self.ledger.history("loss")[:, -1]

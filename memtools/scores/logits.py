@@ -1,20 +1,11 @@
-"""Scores of single examples, from their logits and from their history over a training."""
+"""Scores of single examples from their logits."""
 
-import torch
 from memtools_kernels import LogitScores, logit_scores
 from torch import Tensor
 
 from memtools.batch import check_logits, check_targets
 
-__all__ = [
-    "confidence",
-    "correctness",
-    "el2n",
-    "forgetting_events",
-    "learning_time",
-    "loss",
-    "margin",
-]
+__all__ = ["confidence", "correctness", "el2n", "loss", "margin"]
 
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -97,54 +88,6 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     return _scores(logits, targets).margin
 
 
-def forgetting_events(correct: Tensor) -> Tensor:
-    """How often each example went from right to wrong (Toneva et al. 2019).
-
-    An example that was never right counts T events, as in the authors' code, so that the hardest
-    examples rank hardest.
-
-    Args:
-        correct: History of shape ``(n, T)`` of zeros and ones; NaN marks a presentation that did
-            not take place, and is left out.
-
-    Returns:
-        Shape ``(n,)``, float32; NaN for an example without a presentation; higher is harder.
-
-    Raises:
-        ValueError: If the history is of another shape or has other values.
-    """
-    correct = _compact(correct)
-    happened = ~correct.isnan()
-    right = correct == 1
-    events = (right[:, :-1] & ~right[:, 1:] & happened[:, 1:]).sum(1)
-    events = torch.where(right.any(1), events, correct.shape[1]).float()
-    return torch.where(happened.any(1), events, torch.nan)
-
-
-def learning_time(correct: Tensor) -> Tensor:
-    """Number of the presentation, counted from 1, from which on each example stays right.
-
-    Args:
-        correct: History of shape ``(n, T)`` of zeros and ones; NaN marks a presentation that did
-            not take place, and is left out.
-
-    Returns:
-        Shape ``(n,)``, float32; infinite for an example that is wrong at the last presentation,
-        NaN for one without a presentation; higher is harder.
-
-    Raises:
-        ValueError: If the history is of another shape or has other values.
-    """
-    correct = _compact(correct)
-    happened = ~correct.isnan()
-    presentations = happened.sum(1)
-    wrong = happened & (correct == 0)
-    numbers = torch.arange(1, correct.shape[1] + 1, device=correct.device)
-    last_wrong = (wrong * numbers).amax(1) if correct.shape[1] else presentations
-    times = torch.where(last_wrong == presentations, torch.inf, last_wrong + 1.0)
-    return torch.where(presentations > 0, times, torch.nan)
-
-
 def _scores(logits: Tensor, targets: Tensor) -> LogitScores:
     check_logits(logits)
     check_targets(targets, logits.shape[1])
@@ -154,18 +97,3 @@ def _scores(logits: Tensor, targets: Tensor) -> LogitScores:
             f"got shape {tuple(targets.shape)}; slice both alike"
         )
     return logit_scores(logits.detach(), targets.long())
-
-
-def _compact(correct: Tensor) -> Tensor:
-    """The history of every example with its gaps moved to the end."""
-    if correct.ndim != 2:
-        raise ValueError(
-            f"correct must have shape (n, T), got {tuple(correct.shape)}; "
-            "a single example is correct[None]"
-        )
-    missing = correct.isnan()
-    if not bool(((correct == 0) | (correct == 1) | missing).all()):
-        raise ValueError(
-            "correct must hold 0, 1 or NaN, got other values; compare predictions with targets"
-        )
-    return correct.gather(1, missing.to(torch.uint8).argsort(dim=1, stable=True))

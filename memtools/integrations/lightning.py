@@ -135,6 +135,11 @@ class LedgerCallback(Callback):
             raise TypeError(f"ledger must be a memtools.Ledger, got {type(ledger).__name__}")
         self.ledger, self._record = ledger, record or _record
 
+    @property
+    def state_key(self) -> str:
+        """A name of its own for a ledger in memory and for one in a folder."""
+        return self._generate_state_key(in_folder=self.ledger.folder is not None)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -67,15 +67,17 @@ class Ledger:
             raise ValueError(f'dtype must be "float32" or "float16", got {dtype!r}')
         self.num_examples, self.dtype = num_examples, dtype
         self.folder = None if folder is None else Path(folder)
-        own = None
-        if self.folder is not None:
-            own = self.folder / name_of_log(rank())
-            if own.exists() and not resume:
-                raise ValueError(
-                    f"folder {self.folder} holds a ledger already; pass resume=True to go on with "
-                    "it, Ledger.open to read it, or name another folder"
-                )
-        self._log = Log(num_examples, dtype, own)
+        own = None if self.folder is None else self.folder / name_of_log(rank())
+        if own is not None and own.exists() and not resume:
+            raise ValueError(
+                f"folder {self.folder} holds a ledger already; pass resume=True to go on with "
+                "it, Ledger.open to read it, or name another folder"
+            )
+        self._is_read_only = False
+        # In a folder it is opened by the first update: only then is it sure which process this is.
+        self._opened: dict[str, Log] = {} if self.folder else {"": Log(num_examples, dtype)}
+        if self.folder is not None and resume:
+            self._logs()  # which refuses other settings at once
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Ledger":
@@ -95,7 +97,7 @@ class Ledger:
             raise ValueError(f"folder {folder} holds no ledger")
         about = described(logs[0])
         ledger = cls(about["num_examples"], dtype=about["dtype"])
-        ledger.folder, ledger._log = Path(folder), ledger._other(logs[0])
+        ledger.folder, ledger._is_read_only = Path(folder), True
         return ledger
 
     @property
@@ -210,7 +212,7 @@ class Ledger:
         the checkpoint.
         """
         if self.folder is not None:
-            return {"step": torch.tensor(self._log.step)}
+            return {"step": torch.tensor(max((log.step for log in self._logs()), default=-1))}
         rows = np.arange(self._log.rows)
         return {
             "num_examples": torch.tensor(self.num_examples),
@@ -249,7 +251,7 @@ class Ledger:
             rows = slice(begin, end)
             log.append(step, index[rows], {name: column[rows] for name, column in columns.items()})
             begin = end
-        self._log = log
+        self._opened = {"": log}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a Parquet file: one row per example, each score a list over its presentations.
@@ -287,17 +289,25 @@ class Ledger:
         """The logs of all processes."""
         if self.folder is None:
             return [self._log]
-        own = name_of_log(rank()) if self._log.writable else None
-        return [
-            self._log if path.name == own else self._other(path)
-            for path in sorted(self.folder.glob("log-*"))
-        ]
+        paths = sorted(self.folder.glob("log-*"))
+        return [self._opened.get(path.name) or self._other(path) for path in paths]
+
+    @property
+    def _log(self) -> Log:
+        """That of this process."""
+        if self.folder is None:
+            return self._opened[""]
+        name = name_of_log(rank())
+        if name not in self._opened:
+            # Not beside that of a process which this one was forked from.
+            self._opened = {name: self._other(self.folder / name, writable=True)}
+        return self._opened[name]
 
     def _other(self, path: Path, *, writable: bool = False) -> Log:
         return Log(self.num_examples, self.dtype, path, writable=writable)
 
     def _refuse_if_read_only(self) -> None:
-        if not self._log.writable:
+        if self._is_read_only:
             raise ValueError(
                 f"this ledger was opened to be read; Ledger({self.num_examples}, "
                 f"{str(self.folder)!r}, resume=True) goes on with it"
@@ -305,7 +315,7 @@ class Ledger:
 
     def _rewind(self, step: int) -> None:
         self._refuse_if_read_only()
-        last = max(log.step for log in self._logs())
+        last = max((log.step for log in self._logs()), default=-1)
         if last < step:
             raise ValueError(
                 f"state was made at step {step}, but the ledger in {self.folder} ends at {last}; "

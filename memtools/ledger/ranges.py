@@ -38,9 +38,9 @@ class Range:
             log.index()[rows].astype(np.int64) - start
             for log, rows in zip(logs, self._rows, strict=True)
         ]
-        self._examples = np.concatenate(examples)
+        self._examples = np.concatenate([np.empty(0, np.int64), *examples])
         self.counts: NDArray[np.int64] = np.bincount(self._examples, minlength=stop - start)
-        if len(logs) == 1:
+        if len(logs) <= 1:
             order = np.argsort(self._examples, kind="stable")
         else:
             steps = [_steps(log, rows) for log, rows in zip(logs, self._rows, strict=True)]

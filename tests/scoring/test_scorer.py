@@ -148,7 +148,7 @@ def test_tokens_are_scored_through_their_embedding(tmp_path):
 X, ONE = torch.zeros(1, 6, 6), (torch.zeros(1, 6, 6), 0)
 BAD = {
     "loader": (
-        lambda: torch.utils.data.DataLoader(TensorDataset(X)),
+        lambda: DataLoader(TensorDataset(X)),
         TypeError,
         ["DataLoader", ".dataset"],
     ),

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import lightning
+import lightning.pytorch
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -43,9 +43,8 @@ def work(rank, size, folder, begin, end, checkpoint):
 def main():
     size, folder, begin, end, checkpoint = sys.argv[1:]
     numbers = (int(x) for x in (begin, end, checkpoint))
-    multiprocessing.start_processes(
-        work, (int(size), folder, *numbers), nprocs=int(size), start_method="fork"
-    )
+    arguments = (int(size), folder, *numbers)
+    multiprocessing.spawn.start_processes(work, arguments, int(size), start_method="fork")
 
 
 if __name__ == "__main__":

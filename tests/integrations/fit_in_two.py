@@ -42,7 +42,7 @@ class Lines(lightning.pytorch.Callback):
         found = {
             "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
             "in memory": KEPT["memory"].presentations.tolist(),
-            "weights": [float(w) for w in pl_module.net.weight.flatten()],
+            "weights": pl_module.state_dict()["net.weight"].tolist(),
             "logged": LOGGED,
         }
         (folder / f"rank{rank}.json").write_text(json.dumps(found))

@@ -43,8 +43,14 @@ def work(rank, size, folder, begin, end, checkpoint):
 def main():
     size, folder, begin, end, checkpoint = sys.argv[1:]
     numbers = (int(x) for x in (begin, end, checkpoint))
+    context = multiprocessing.get_context("fork")
     arguments = (int(size), folder, *numbers)
-    multiprocessing.spawn.start_processes(work, arguments, int(size), start_method="fork")
+    processes = [context.Process(target=work, args=(r, *arguments)) for r in range(int(size))]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 
 import memtools
 from bench.gradient_norms import RESULTS, circumstances
-from bench.memory import forget_peak, peak_kib, resident_kib
+from bench.memory import OwnMemory, resident_kib
 
 BATCH, CLASSES = 1024, 10
 SIDE = 32
@@ -55,10 +55,10 @@ def measured(num_examples: int, epochs: int, batch: int) -> dict[str, Any]:
         memory.append(peak - before)
         print(f"epoch {epoch + 1}: {memory[-1] / 1024:.0f} MiB more than before", flush=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    forget_peak()
-    before, start = resident_kib(), time.perf_counter()
-    table = ledger.scores()
-    seconds, peak = time.perf_counter() - start, peak_kib()
+    with OwnMemory() as memory_of_scores:
+        start = time.perf_counter()
+        table = ledger.scores()
+        seconds = time.perf_counter() - start
     assert (table["presentations"] == epochs).all()
     shutil.rmtree(folder)
     ours, of_step = np.array(updates), np.array(steps)
@@ -73,7 +73,7 @@ def measured(num_examples: int, epochs: int, batch: int) -> dict[str, Any]:
         "memory_mib": max(memory) / 1024,
         "folder_mib": size / 2**20,
         "scores_seconds": seconds,
-        "scores_memory_mib": (peak - before) / 1024,
+        "scores_memory_mib": memory_of_scores.peak_mib,
         "scores_mib": sum(values.nbytes for values in table.values()) / 2**20,
     }
 

@@ -5,6 +5,7 @@ import gc
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -80,6 +81,32 @@ def forget_peak() -> None:
 def peak_kib() -> int:
     """Largest resident memory of this process since the last :func:`forget_peak`."""
     return _kib("VmHWM")
+
+
+class OwnMemory:
+    """Watches the memory of this process that is no mapped file: the peak of its block, in MiB.
+
+    Pages of a mapped file are the system's cache, which gives them up when memory is short.
+    """
+
+    def __enter__(self) -> "OwnMemory":
+        self._before = self._peak = _kib("RssAnon")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def peak_mib(self) -> float:
+        return (self._peak - self._before) / 1024
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self._peak = max(self._peak, _kib("RssAnon"))
 
 
 def resident_kib() -> int:

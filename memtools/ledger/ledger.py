@@ -14,7 +14,7 @@ from memtools.ledger import parquet
 from memtools.ledger.arguments import checked_indices, checked_scores
 from memtools.ledger.log import DTYPES, Log, described
 from memtools.ledger.processes import name_of_log, rank, world_size
-from memtools.ledger.ranges import counts, ranges
+from memtools.ledger.ranges import counts, longest, ranges
 from memtools.ledger.summary import ranked, summarised
 
 __all__ = ["Ledger"]
@@ -162,10 +162,10 @@ class Ledger:
         if column not in self.columns:
             raise KeyError(f"no column {column!r}; there are: {', '.join(self.columns) or 'none'}")
         logs = self._logs()
-        longest = int(counts(logs, self.num_examples).max())
-        history = np.empty((self.num_examples, longest), np.float32)
+        width = longest(logs, self.num_examples)
+        history = np.empty((self.num_examples, width), np.float32)
         for part in ranges(logs, self.num_examples):
-            history[part.start : part.stop] = part.history(column, history.shape[1])
+            history[part.start : part.stop] = part.history(column, width)
         return history
 
     def scores(self) -> dict[str, NDArray[Any]]:
@@ -181,9 +181,9 @@ class Ledger:
             an example has no value.
         """
         logs, table = self._logs(), {}
-        columns, longest = _columns(logs), int(counts(logs, self.num_examples).max())
+        columns, width = _columns(logs), longest(logs, self.num_examples)
         for part in ranges(logs, self.num_examples):
-            for name, values in summarised(part, columns, longest).items():
+            for name, values in summarised(part, columns, width).items():
                 whole = table.setdefault(name, np.empty(self.num_examples, values.dtype))
                 whole[part.start : part.stop] = values
         return table

@@ -52,6 +52,7 @@ class FileVector:
 
     def __init__(self, path: Path, dtype: DTypeLike) -> None:
         self._path, self._dtype = path, np.dtype(dtype)
+        self._mapped: NDArray[Any] = np.empty(0, dtype)
 
     def __len__(self) -> int:
         return self._bytes() // self._dtype.itemsize
@@ -66,17 +67,26 @@ class FileVector:
     def truncate(self, size: int) -> None:
         """Forget all values but the first, and a number of which only a part was written."""
         if self._bytes() > size * self._dtype.itemsize:
+            self._mapped = np.empty(0, self._dtype)
             os.truncate(self._path, size * self._dtype.itemsize)
 
     def values(self) -> NDArray[Any]:
         """All of them, to be read; the system brings pages in as they are needed."""
         size = len(self)
-        if size == 0:
-            return np.empty(0, self._dtype)
-        return np.memmap(self._path, self._dtype, "r", shape=(size,))
+        if size != len(self._mapped):
+            # Mapped once for all readers: to bring the pages in again takes longer than to read.
+            self._mapped = np.empty(0, self._dtype)
+            if size:
+                self._mapped = np.memmap(self._path, self._dtype, "r", shape=(size,))
+        return self._mapped
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is mapped, which would be copied."""
+        return vars(self) | {"_mapped": np.empty(0, self._dtype)}
 
     def remove(self) -> None:
         """Delete the file."""
+        self._mapped = np.empty(0, self._dtype)
         self._path.unlink(missing_ok=True)
 
     def _bytes(self) -> int:

@@ -55,6 +55,7 @@ def measured(num_examples: int, epochs: int, batch: int) -> dict[str, Any]:
         memory.append(peak - before)
         print(f"epoch {epoch + 1}: {memory[-1] / 1024:.0f} MiB more than before", flush=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    del step
     with OwnMemory() as memory_of_scores:
         start = time.perf_counter()
         table = ledger.scores()

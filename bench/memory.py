@@ -1,12 +1,14 @@
 """Memory that a call needs at its peak, measured in a process of its own. Linux only."""
 
 import copy
+import ctypes
 import gc
 import math
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,10 @@ class OwnMemory:
     """
 
     def __enter__(self) -> "OwnMemory":
+        gc.collect()
+        # What was freed before, and would be used again unseen, goes back to the system.
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         self._before = self._peak = _kib("RssAnon")
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)

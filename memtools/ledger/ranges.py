@@ -13,10 +13,10 @@ __all__ = ["Range", "counts", "longest", "ranges"]
 _MEMORY = 1 << 26
 """Bytes that a range may take, about."""
 
-_PER_PRESENTATION = 48
+_PER_PRESENTATION = 64
 """Bytes that one presentation takes while a range is worked on, about."""
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 21
 """Rows of a log that are looked at together."""
 
 

@@ -55,7 +55,11 @@ def keep(folder: Path) -> None:
     if config["study"] != "memorization":
         verdicts.keep(folder, config)
         return
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for path in sorted((folder / "metrics").iterdir())
+        for line in path.read_text().splitlines()
+    ]
     with CURVES.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMN_NAMES)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a run folder."""
+"""One self-contained HTML page for a run folder, and what a page of several studies needs."""
 
 import base64
 import json
@@ -10,12 +10,13 @@ from memtools.extras import require
 from memtools.files import write_text
 from memtools.report import csr, memorization, mislabels, sensitivity
 from memtools.report.drawing import draw_figures
+from memtools.studies import study_of
 from memtools.studies.config import Settings
 from memtools.studies.data import Data
 from memtools.studies.folder import RunFolder
 from memtools.studies.summary import Summary
 
-__all__ = ["write_report"]
+__all__ = ["svg_uri", "template", "write_report"]
 
 PAGES: dict[str, Any] = {
     "memorization": memorization,
@@ -29,6 +30,8 @@ PAGES: dict[str, Any] = {
 def write_report(folder: RunFolder, config: Settings, data: Data, summary: Summary) -> Path:
     """Draw the figures and write ``report.html``, which needs no other file and no network.
 
+    Beside it comes ``summary.json``, from which pages of several studies are made.
+
     Args:
         folder: The finished run folder.
         config: Its settings.
@@ -38,11 +41,38 @@ def write_report(folder: RunFolder, config: Settings, data: Data, summary: Summa
     Returns:
         Path of the page.
     """
-    jinja2 = require("jinja2")
     study = folder.config["study"]
     own = PAGES[study]
     figures = folder.path / "figures"
     draw_figures(own.FIGURES, summary.outcomes, figures)
+    page = template(study).render(
+        dataset=config.dataset,
+        train_size=len(data.train),
+        config=config,
+        sentences=[sentence.split(": ", 1) for sentence in summary.sentences],
+        tables=summary.tables,
+        figures=[(figure, svg_uri(figures / f"{figure.name}.svg")) for figure in own.FIGURES],
+        settings={name: json.dumps(value) for name, value in folder.config["settings"].items()},
+        meanings={setting.name: setting.metadata["help"] for setting in fields(config)},
+        versions=folder.config["versions"],
+        device=folder.config["device"],
+        **own.contents(folder, config, data),
+    )
+    of_page = {
+        "question": study_of(config).QUESTION,
+        "train_size": len(data.train),
+        "sentences": summary.sentences,
+        "figures": [[figure.name, figure.title, figure.caption] for figure in own.FIGURES],
+    }
+    write_text(folder.path / "summary.json", json.dumps(of_page, indent=2) + "\n")
+    path = folder.path / "report.html"
+    write_text(path, page)
+    return path
+
+
+def template(name: str) -> Any:
+    """A page to be filled in; what comes from outside is escaped, and nothing may be missing."""
+    jinja2 = require("jinja2")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -50,23 +80,9 @@ def write_report(folder: RunFolder, config: Settings, data: Data, summary: Summa
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    page = environment.get_template(f"{study}.html.j2").render(
-        dataset=config.dataset,
-        train_size=len(data.train),
-        config=config,
-        sentences=[sentence.split(": ", 1) for sentence in summary.sentences],
-        tables=summary.tables,
-        figures=[(figure, _svg_uri(figures / f"{figure.name}.svg")) for figure in own.FIGURES],
-        settings={name: json.dumps(value) for name, value in folder.config["settings"].items()},
-        meanings={setting.name: setting.metadata["help"] for setting in fields(config)},
-        versions=folder.config["versions"],
-        device=folder.config["device"],
-        **own.contents(folder, config, data),
-    )
-    path = folder.path / "report.html"
-    write_text(path, page)
-    return path
+    return environment.get_template(f"{name}.html.j2")
 
 
-def _svg_uri(path: Path) -> str:
+def svg_uri(path: Path) -> str:
+    """A figure as a data URI."""
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,4 +1,4 @@
-"""The trainings of a study, done one after the other, and gone on with after a kill."""
+"""The trainings of a study: done one after the other, shared among processes, resumed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,33 +23,36 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """One training.
+    """One training, or several that are done together.
 
     Attributes:
-        condition: What it trains on.
+        condition: What it trains on; ``None`` for several kinds of data.
         seed: Seed of the network, the order of the examples and the noise.
-        task: What the targets are, where a study has more than one task.
+        task: What else it is about, where a study has more than one.
     """
 
-    condition: Condition
+    condition: Condition | None
     seed: int
     task: str | None = None
 
     @property
     def name(self) -> str:
         """Name in files."""
-        return "-".join(filter(None, (self.task, self.condition.key, f"seed{self.seed}")))
+        key = self.condition and self.condition.key
+        return "-".join(filter(None, (self.task, key, f"seed{self.seed}"))).replace(" ", "-")
 
     @property
     def title(self) -> str:
         """Name for people."""
-        return ", ".join(filter(None, (self.task, self.condition.title, f"seed {self.seed}")))
+        title = self.condition and self.condition.title
+        return ", ".join(filter(None, (self.task, title, f"seed {self.seed}")))
 
     @property
     def values(self) -> dict[str, Any]:
-        """What its lines of ``metrics.jsonl`` begin with."""
+        """What its lines begin with."""
         task = {} if self.task is None else {"task": self.task}
-        return task | {"condition": self.condition.key, "seed": self.seed}
+        condition = {} if self.condition is None else {"condition": self.condition.key}
+        return task | condition | {"seed": self.seed}
 
 
 def run_cells(
@@ -58,7 +61,7 @@ def run_cells(
     train: Callable[[Cell, Tell], None],
     *,
     lines: int,
-    results: Callable[[Cell], Sequence[Path]],
+    results: Callable[[Cell], Sequence[Path]] = lambda cell: (),
     scratch: Callable[[Cell], Sequence[Path]] = lambda cell: (),
     epochs: int,
     threads: int,
@@ -66,11 +69,14 @@ def run_cells(
 ) -> None:
     """Do all trainings, or those that are not finished yet.
 
+    Other processes may do the same at the same time: no training is done by two of them, and all
+    return when all trainings are finished.
+
     Args:
-        folder: The run folder; no other process may use it meanwhile.
+        folder: The run folder.
         cells: All trainings, in order.
         train: Does one, and tells the epochs of it that are done.
-        lines: Lines of ``metrics.jsonl`` that a finished training has.
+        lines: Lines in the log of a finished training.
         results: Files that a finished training has.
         scratch: Files that only an unfinished training may have.
         epochs: Epochs of a training.
@@ -78,41 +84,26 @@ def run_cells(
         progress: Told about every training.
     """
     tell = progress or (lambda line, epochs: None)
-    with folder.locked(), _threads(threads):
-        first = _first_unfinished(folder, cells, lines, results)
-        for cell in cells[:first]:
-            _remove(scratch(cell))
-        for cell in cells[first + 1 :]:
-            _remove([*results(cell), *scratch(cell)])
-        for number, cell in enumerate(cells):
-            tell(cell.title, 0 if number >= first else epochs)
-            if number >= first:
+
+    def finish(cell: Cell, *, wait: bool) -> bool:
+        log = folder.log(cell.name)
+        with log.locked(wait=wait) as is_ours:
+            if not is_ours:
+                return False
+            if len(log.rows()) == lines and all(path.exists() for path in results(cell)):
+                log.cut(lambda row: False)
+                tell(cell.title, epochs)
+            else:
+                tell(cell.title, 0)
                 train(cell, partial(tell, cell.title))
+            for path in scratch(cell):
+                path.unlink(missing_ok=True)
+        return True
 
-
-def _first_unfinished(
-    folder: RunFolder,
-    cells: Sequence[Cell],
-    lines: int,
-    results: Callable[[Cell], Sequence[Path]],
-) -> int:
-    """Position of the first training that is not finished.
-
-    Lines of ``metrics.jsonl`` are in the order of the trainings, so what comes after one that has
-    to be done again cannot stay either.
-    """
-    folder.drop_rows_from(lambda row: False)
-    for number, cell in enumerate(cells):
-        if folder.count_rows(**cell.values) != lines:
-            return number
-        if not all(path.exists() for path in results(cell)):
-            return number
-    return len(cells)
-
-
-def _remove(paths: Sequence[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+    with _threads(threads):
+        elsewhere = [cell for cell in cells if not finish(cell, wait=False)]
+        for cell in elsewhere:
+            finish(cell, wait=True)
 
 
 @contextmanager

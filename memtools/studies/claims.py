@@ -12,6 +12,7 @@ from memtools.extras import require
 from memtools.studies.conditions import RANDOM_INPUTS, RANDOM_LABELS, REAL
 
 __all__ = [
+    "CLAIMS",
     "Values",
     "Verdict",
     "class_claims",
@@ -22,6 +23,21 @@ __all__ = [
 ]
 
 CONFIDENCE = 0.95
+
+CLAIMS = {
+    "C1": "Networks agree on which real examples are easy and hard, much less on noise.",
+    "C2": "Loss sensitivity is spread more unequally over real examples than over noise.",
+    "C3": "The loss of a class depends most on its own examples; on real data, on others too.",
+    "C4": "The more of the data is noise, the wider a network has to be to do its best.",
+    "C5": "On noise, time to fit grows faster with the data and falls more with the width.",
+    "C6": "The more noise is learnt, the more examples have a decision boundary close by.",
+    "C7": "With random labels, held-out accuracy is best before they are learnt, then falls.",
+    "C8": "Dropout keeps a network from memorising noise at the least cost on real data.",
+    "C9": "Does throwing out the examples of high sensitivity improve generalisation?",
+    "C10": "With dropout, a network forgets less of an earlier task.",
+    "ours": "What the paper does not claim.",
+}
+"""Claims of the paper, and the question it leaves open (C9), in a sentence each."""
 
 Values = NDArray[np.float64]
 

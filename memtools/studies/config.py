@@ -20,6 +20,12 @@ class Settings:
     others: ClassVar[dict[str, Any]] = {}
     """Defaults for data sets other than the digits, where they differ."""
 
+    quick: ClassVar[dict[str, Any]] = {}
+    """Defaults of ``--quick``, where they differ: minutes for all studies."""
+
+    full: ClassVar[dict[str, Any]] = {}
+    """Defaults of ``--full``, where they differ: the paper's sizes, for a GPU."""
+
     dataset: str = setting("digits", "digits, fashion-mnist, mnist, cifar10, or folder")
     data_dir: str | None = setting(None, "where the files of the data set are (./data)")
     download: bool = setting(False, "download the data set if it is not there")
@@ -40,9 +46,21 @@ class Settings:
     threads: int = setting(1, "CPU threads; small networks are fastest on one")
 
     @classmethod
-    def suited(cls, **settings: Any) -> Self:
-        """The defaults for the data set that is named, changed by what is given."""
+    def suited(cls, size: str = "default", **settings: Any) -> Self:
+        """The defaults for the data set that is named, changed by what is given.
+
+        Args:
+            size: ``"default"``, ``"quick"`` or ``"full"``.
+            **settings: What is to be different.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
         defaults = {} if settings.get("dataset", "digits") == "digits" else dict(cls.others)
+        defaults |= {"default": {}, "quick": cls.quick, "full": cls.full}[size]
         if settings.get("dataset") == "folder":  # it may hold fewer
             defaults |= {
                 name: None for name in ("train_size", "validation_size") if name in names(cls)

@@ -78,19 +78,21 @@ def read(config: Settings, *, validation_size: int | None) -> Data:
     return Data(split, in_memory(split.train), in_memory(split.validation), device)
 
 
-def corrupt(config: Any, data: Data, condition: Condition, seed: int) -> Tensors:
+def corrupt(config: Any, data: Data, condition: Condition | None, seed: int) -> Tensors:
     """The training set of one training, with the noise of its condition and the mask of it.
 
     Args:
         config: All settings (their type is a study's own).
         data: The data; they are not changed.
-        condition: What is random.
+        condition: What is random; ``None`` is nothing.
         seed: Fixes the noise.
 
     Returns:
         The noisy training set.
     """
     noisy: Any = data.train
+    if condition is None:
+        return in_memory(noisy)
     if condition.labels:
         noisy = random_labels(
             noisy,

@@ -15,14 +15,14 @@ import torch
 from memtools.extras import require
 from memtools.files import replace_atomically, write_text
 
-__all__ = ["RunFolder", "read_parquet", "write_parquet"]
+__all__ = ["Log", "RunFolder", "read_parquet", "write_parquet"]
 
 
 class RunFolder:
     """A folder that a run fills, and that the same run can be resumed in.
 
-    ``config.json`` appears first and whole;
-    ``metrics.jsonl`` is only ever appended to; every other file is written whole or not at all.
+    ``config.json`` appears first and whole; in ``metrics/`` there is a file of lines for each
+    training, only ever appended to; every other file is written whole or not at all.
 
     Attributes:
         path: The folder.
@@ -32,8 +32,8 @@ class RunFolder:
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
         self.config = config
-        self._metrics = path / "metrics.jsonl"
-        self._metrics.touch()
+        self._metrics = path / "metrics"
+        self._metrics.mkdir(exist_ok=True)
 
     @staticmethod
     def recorded_settings(path: Path, study: str) -> dict[str, Any] | None:
@@ -108,66 +108,86 @@ class RunFolder:
             )
         return cls(path, config)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder for a block, however this process ends.
+    def log(self, name: str) -> "Log":
+        """The lines of one training."""
+        return Log(self.path / "metrics" / f"{name}.jsonl")
 
-        Raises:
-            ValueError: If another process is using the folder.
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of all trainings, in the order of their names."""
+        return [row for path in sorted(self._metrics.iterdir()) for row in Log(path).rows()]
+
+
+class Log:
+    """The lines of one training: a file of JSON objects that is only ever appended to.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self, *, wait: bool) -> Iterator[bool]:
+        """Keep other processes away from the training for a block, however this process ends.
+
+        Args:
+            wait: Whether to wait where another process has it.
+
+        Yields:
+            Whether this process has it.
         """
-        with (self.path / "config.json").open("rb") as handle:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield True
+            return
+        with self.path.open("ab") as handle:
             try:
-                import fcntl
-            except ImportError:  # Windows
-                yield
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError:
+                yield False
                 return
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(
-                    f"out {self.path} is in use by another process; wait for it, "
-                    "or name another folder"
-                ) from error
-            yield
+            yield True
 
     def append(self, *rows: dict[str, Any]) -> None:
-        """Add lines to ``metrics.jsonl``, on the disk when this returns."""
-        with self._metrics.open("a", encoding="utf-8") as lines:
+        """Add lines, on the disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
             lines.flush()
             os.fsync(lines.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
-        """All lines of ``metrics.jsonl``."""
-        return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
+        """All lines before the first that is torn."""
+        return [row for row, _ in self._whole()]
 
-    @staticmethod
-    def is_of(row: dict[str, Any], **values: Any) -> bool:
-        """Whether a line has these values."""
-        return all(row[name] == value for name, value in values.items())
-
-    def count_rows(self, **values: Any) -> int:
-        """Number of lines with these values, for instance of one training."""
-        return sum(self.is_of(row, **values) for row in self.rows())
-
-    def drop_rows_from(self, is_lost: Callable[[dict[str, Any]], bool]) -> None:
-        """Cut ``metrics.jsonl`` before the first line that is torn or lost.
+    def cut(self, is_lost: Callable[[dict[str, Any]], bool] = lambda row: True) -> None:
+        """Cut the file before the first line that is torn or lost.
 
         Args:
             is_lost: Whether a line is of work that a kill undid, and that will be done again.
         """
-        content = self._metrics.read_bytes()
         keep = 0
+        for row, end in self._whole():
+            if is_lost(row):
+                break
+            keep = end
+        if self.path.exists() and keep < self.path.stat().st_size:
+            os.truncate(self.path, keep)
+
+    def _whole(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each line that can be read, and where it ends."""
+        end = 0
+        content = self.path.read_bytes() if self.path.exists() else b""
         for line in content.splitlines(keepends=True):
+            end += len(line)
             try:
                 row = json.loads(line)
             except ValueError:
-                break
-            if not line.endswith(b"\n") or is_lost(row):
-                break
-            keep += len(line)
-        if keep < len(content):
-            os.truncate(self._metrics, keep)
+                return
+            if not line.endswith(b"\n"):
+                return
+            yield row, end
 
 
 def write_parquet(path: Path, columns: dict[str, Any]) -> None:

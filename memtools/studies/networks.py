@@ -23,6 +23,7 @@ __all__ = [
     "EpochRecorder",
     "NetworkSettings",
     "SearchSettings",
+    "TrainingSettings",
     "build_network",
     "prepare",
     "run_networks",
@@ -36,30 +37,36 @@ WIDTHS = {"tiny-mlp": 16, "small-alexnet": 200}
 
 
 @dataclass(frozen=True)
-class NetworkSettings(Settings):
-    """Settings of the network and its optimiser."""
+class TrainingSettings(Settings):
+    """Settings of networks of any width and their optimiser."""
 
     validation_size: int | None = setting(None, "examples held out (all)")
     model: str = setting("mlp", "mlp, tiny-mlp or small-alexnet")
-    width: int = setting(256, "units (mlp) or channels (small-alexnet) of a hidden layer")
     depth: int = setting(2, "hidden layers (mlp) or convolutions (small-alexnet)")
     dropout: float = setting(0.0, "probability of dropping a hidden unit (not tiny-mlp)")
     momentum: float = setting(0.9, "momentum of SGD")
     weight_decay: float = setting(0.0, "weight decay of SGD")
     precision: str = setting("float32", "float32, float64, bfloat16 or float16 (autocast)")
 
-    @classmethod
-    def suited(cls, **settings: Any) -> Self:
-        """The defaults for the data set and the model that are named, changed by what is given."""
-        if settings.get("model") in WIDTHS:
-            settings = {"width": WIDTHS[settings["model"]]} | settings
-        return super().suited(**settings)
-
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class NetworkSettings(TrainingSettings):
+    """Settings of a network of one width and its optimiser."""
+
+    width: int = setting(256, "units (mlp) or channels (small-alexnet) of a hidden layer")
+
+    @classmethod
+    def suited(cls, size: str = "default", **settings: Any) -> Self:
+        """The defaults for the data set and the model that are named, changed by what is given."""
+        if settings.get("model") in WIDTHS:
+            settings = {"width": WIDTHS[settings["model"]]} | settings
+        return super().suited(size, **settings)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class SearchSettings(NetworkSettings):
 
 
 class EpochRecorder(Callback):
-    """Appends a line to ``metrics.jsonl`` after an epoch; a study says what more is in it.
+    """Appends a line to the log of a training after an epoch; a study says what more is in it.
 
     Args:
         folder: The run folder.
@@ -99,6 +106,7 @@ class EpochRecorder(Callback):
 
     def __init__(self, folder: RunFolder, cell: Cell, tell: Tell, epochs: Collection[int]) -> None:
         self.folder = folder
+        self.log = folder.log(cell.name)
         self.cell = cell
         self.tell = tell
         self.epochs = frozenset(epochs)
@@ -110,13 +118,10 @@ class EpochRecorder(Callback):
     def on_start(self, run: Run) -> None:
         """Forget the lines of epochs that a kill undid."""
         done = len(run.results)
-        self.folder.drop_rows_from(
-            lambda row: self.folder.is_of(row, **self.cell.values) and row["epoch"] > done
-        )
-        expected = sum(epoch <= done for epoch in self.epochs)
-        if self.folder.count_rows(**self.cell.values) < expected:
+        self.log.cut(lambda row: row["epoch"] > done)
+        if len(self.log.rows()) < sum(epoch <= done for epoch in self.epochs):
             raise ValueError(
-                f"{self.folder.path / 'metrics.jsonl'} lacks lines that were there when "
+                f"{self.log.path} lacks lines that were there when "
                 f"{self.folder.path / 'checkpoints'} was written; remove that folder to train anew"
             )
         self.tell(done)
@@ -125,25 +130,38 @@ class EpochRecorder(Callback):
         """Measure, and append what was measured."""
         if result.epoch in self.epochs:
             measured = self.measure(run, result)
-            self.folder.append(self.cell.values | asdict(result) | measured)
+            self.log.append(self.cell.values | asdict(result) | measured)
         self.tell(1)
 
 
-def prepare(config: NetworkSettings) -> Data:
+def prepare(config: TrainingSettings, widths: Sequence[int] | None = None) -> Data:
     """Load the data and try out every setting, before anything is written.
+
+    Args:
+        config: All settings.
+        widths: Widths of the networks; ``None`` is the configuration's own.
+
+    Returns:
+        The data.
 
     Raises:
         ValueError: If a setting cannot be used.
         FileNotFoundError: If the data are not there.
     """
     data = read(config, validation_size=config.validation_size)
-    try:
-        model = build_network(config, data.split, seed=0)
-    except RuntimeError as error:
-        raise ValueError(
-            f"width {config.width} with depth {config.depth} cannot be built: {error}"
-        ) from error
-    check_logits(predict(model, data.train.inputs[:1]))
+    for width in [getattr(config, "width", None)] if widths is None else widths:
+        try:
+            model = build_network(config, data.split, seed=0, width=width)
+        except RuntimeError as error:
+            raise ValueError(
+                f"width {width} with depth {config.depth} cannot be built: {error}"
+            ) from error
+        check_logits(predict(model, data.train.inputs[:1]))
+        _check(config, data, model)
+    return data
+
+
+def _check(config: TrainingSettings, data: Data, model: nn.Module) -> None:
     normalises = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
     if normalises and (config.batch_size == 1 or len(data.train) % config.batch_size == 1):
         raise ValueError(
@@ -151,7 +169,6 @@ def prepare(config: NetworkSettings) -> Data:
             f"examples, which the BatchNorm of {config.model} cannot normalise; choose another"
         )
     trainer_for(config, model)
-    return data
 
 
 def run_networks(
@@ -176,7 +193,7 @@ def run_networks(
         data: What :func:`prepare` gave.
         cells: The trainings, in order.
         recorder: Makes what measures one training, from the noisy training set.
-        lines: Lines of ``metrics.jsonl`` of a training.
+        lines: Lines in the log of a training.
         results: Folders in which a finished training has a Parquet file.
         finish: Writes those files.
         progress: Told about every epoch.
@@ -209,7 +226,6 @@ def run_networks(
         )
         if finish is not None:
             finish(folder, cell, measuring, model, noisy)
-        checkpoint(cell).unlink()
 
     run_cells(
         folder,
@@ -227,19 +243,42 @@ def run_networks(
     return folder
 
 
-def build_network(config: NetworkSettings, split: Split, seed: int) -> nn.Module:
-    """The network of a configuration, with the weights of a seed."""
-    settings: dict[str, Any] = {"width": config.width, "depth": config.depth}
+def build_network(
+    config: TrainingSettings,
+    split: Split,
+    seed: int,
+    *,
+    width: int | None = None,
+    **regularization: float,
+) -> nn.Module:
+    """The network of a configuration, with the weights of a seed.
+
+    Args:
+        config: All settings.
+        split: The data, for the shape of an input and the number of classes.
+        seed: Seed of the weights.
+        width: In place of the configuration's.
+        **regularization: Fields of the model, such as ``dropout``, in place of the configuration's.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: If a setting cannot be used.
+    """
+    settings: dict[str, Any] = {"depth": config.depth}
+    settings["width"] = getattr(config, "width", None) if width is None else width
     if config.dropout:
         if config.model == "tiny-mlp":
             raise ValueError(f"dropout must be 0 for tiny-mlp, got {config.dropout}")
         settings["dropout"] = config.dropout
+    settings |= regularization
     with seeds.seeded(seed, "weights"):
         return models.build(config.model, split.input_shape, len(split.class_names), **settings)
 
 
 def trainer_for(
-    config: NetworkSettings,
+    config: TrainingSettings,
     model: nn.Module,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),

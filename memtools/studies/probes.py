@@ -54,7 +54,7 @@ class Probes:
         }
 
     def ratios(self, model: nn.Module, epoch: int) -> dict[str, float]:
-        """Critical sample ratio of either part, as lines of ``metrics.jsonl`` have it."""
+        """Critical sample ratio of either part, as the lines of a training have it."""
         weight = next(model.parameters())
         return {
             f"csr_{part}": float(

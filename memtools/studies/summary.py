@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from memtools.studies.cells import Cell
 from memtools.studies.conditions import Condition
-from memtools.studies.folder import RunFolder
 
 __all__ = ["Curves", "Outcome", "Summary", "Table", "curves_of", "percent"]
 
 Curves = NDArray[np.float64]
-"""One row per seed, one column per line of ``metrics.jsonl``, or per example."""
+"""One row per seed, one column per line of a training, or per example."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Outcome:
 
     Attributes:
         condition: What they were trained on.
-        curves: Every number of ``metrics.jsonl`` by name, shape ``(seeds, lines)``.
+        curves: Every number of the lines by name, shape ``(seeds, lines)``.
     """
 
     condition: Condition
@@ -73,13 +72,16 @@ def curves_of(rows: Sequence[dict[str, Any]], cells: Sequence[Cell]) -> dict[str
     """Every number of the lines of some trainings by name; NaN where there is none.
 
     Args:
-        rows: Lines of ``metrics.jsonl``.
+        rows: Lines of all trainings.
         cells: Trainings that differ in their seed alone.
 
     Returns:
         Arrays of shape ``(len(cells), lines)``.
     """
-    of_cells = [[row for row in rows if RunFolder.is_of(row, **cell.values)] for cell in cells]
+    of_cells = [
+        [row for row in rows if all(row[name] == value for name, value in cell.values.items())]
+        for cell in cells
+    ]
     names = [name for name in of_cells[0][0] if name not in cells[0].values]
     return {
         name: np.array(

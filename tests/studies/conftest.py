@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,8 +45,29 @@ def killed():
 
 @pytest.fixture(scope="module")
 def rows(folder):
-    """The lines of `metrics.jsonl` in the run folder of the module."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The lines in the run folder of the module."""
+    return [
+        json.loads(line)
+        for path in sorted((folder / "metrics").iterdir())
+        for line in path.read_text().splitlines()
+    ]
+
+
+@pytest.fixture(scope="session")
+def rewrite():
+    """Put other lines in the place of those of each training in a run folder."""
+
+    def write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+        for path in (folder / "metrics").iterdir():
+            first = json.loads(path.read_text().splitlines()[0])
+            own = [
+                row
+                for row in rows
+                if all(row.get(k) == first.get(k) for k in ("task", "condition", "seed"))
+            ]
+            path.write_text("".join(json.dumps(row) + "\n" for row in own))
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import pytest
 from memtools import Ledger, cli, gini
 from memtools.data import in_memory, load, random_labels
 from memtools.report.figures.memorization import FIGURES
+from memtools.studies import sweep
+from memtools.studies.folder import RunFolder
 from memtools.studies.memorization import Config, cells, prepare, run
 from memtools.studies.memorization.conditions import CONDITIONS
 from memtools.studies.memorization.summary import COLUMNS, summary_of
@@ -54,7 +57,7 @@ def test_one_line_of_metrics_for_each_training_and_epoch(rows):
         for condition in CONDITIONS
         for epoch in range(1, 5)
     ]
-    assert [(r["condition"], r["seed"], r["epoch"]) for r in rows] == expected
+    assert sorted((r["condition"], r["seed"], r["epoch"]) for r in rows) == sorted(expected)
     for row in rows:
         for name in ("train_accuracy", "validation_accuracy", "csr_train", "csr_validation"):
             assert 0 <= row[name] <= 1
@@ -141,17 +144,17 @@ def lose_a_ledger(folder: Path) -> None:
 
 
 def tear_the_last_line(folder: Path) -> None:
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / "metrics" / "real-seed0.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-20])
 
 
 def spoil_a_line(folder: Path) -> None:
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / "metrics" / "random-labels-40-seed0.jsonl"
     metrics.write_text(metrics.read_text().replace('"epoch"', "epoch", 2))
 
 
 def lose_all_lines(folder: Path) -> None:
-    (folder / "metrics.jsonl").unlink()
+    shutil.rmtree(folder / "metrics")
 
 
 @pytest.mark.parametrize(
@@ -167,16 +170,45 @@ def test_what_is_lost_is_made_anew(damage, tmp_path, contents):
     assert contents(tmp_path / "run") == whole
 
 
-def test_two_processes_cannot_share_a_folder(tmp_path):
-    pytest.importorskip("fcntl", reason="folders are locked only where there is flock")
+def test_two_processes_share_the_work_and_end_in_the_same_files(folder, tmp_path, contents):
+    pytest.importorskip("fcntl", reason="trainings are locked only where there is flock")
+    out = tmp_path / "shared"
+    told: list[tuple[str, int]] = []
+    config = Config.suited(
+        train_size=120, validation_size=60, epochs=4, width=16, csr_examples=16, csr_steps=3,
+        seeds=(0, 3),
+    )  # fmt: skip
+    shared = sweep(config, out, processes=2, progress=lambda line, n: told.append((line, n)))
+    done = {cell.title: sum(n for line, n in told if line == cell.title) for cell in cells(config)}
+    assert set(done.values()) == {4}
+    of_folder = {
+        k: v for k, v in contents(folder).items() if k.startswith(("metr", "exam", "ledg"))
+    }
+    assert contents(out) == of_folder | {"config.json": contents(folder)["config.json"]}
+    assert shared.rows() == RunFolder.open(folder, "memorization", config.as_json(), "cpu").rows()
+
+
+def test_a_training_that_another_process_does_is_waited_for_and_not_done_again(tmp_path):
+    pytest.importorskip("fcntl", reason="trainings are locked only where there is flock")
     config = Config.suited(train_size=50, validation_size=20, epochs=1, width=4, seeds=(0,))
-    folder = run(config, tmp_path / "run")
-    with folder.locked(), pytest.raises(ValueError, match="in use by another process"):
-        run(config, tmp_path / "run")
-    assert run(config, tmp_path / "run").rows() == folder.rows()
+    out = tmp_path / "run"
+    first = run(config, out)
+    lines = (out / "metrics" / "real-seed0.jsonl").read_bytes()
+    (out / "metrics" / "real-seed0.jsonl").write_bytes(b"")
+    told: list[str] = []
+    with ThreadPoolExecutor(1) as other, first.log("real-seed0").locked(wait=True) as is_ours:
+        assert is_ours
+        done = other.submit(run, config, out, progress=lambda line, n: told.append(line))
+        while len(told) < len(CONDITIONS) - 1:
+            time.sleep(0.01)
+        (out / "metrics" / "real-seed0.jsonl").write_bytes(lines)
+        assert not done.done()
+        assert "real labels, seed 0" not in told
+    assert told[-1] == "real labels, seed 0"
+    assert (out / "metrics" / "real-seed0.jsonl").read_bytes() == lines
 
 
-def test_summary_says_no_more_than_the_numbers(folder, tmp_path):
+def test_summary_says_no_more_than_the_numbers(folder, tmp_path, rewrite):
     """Where noise looks like real data, or better, no sentence claims the opposite."""
     config = Config.suited(train_size=50, validation_size=20, epochs=2, width=4, seeds=(0, 1))
     finished = run(config, tmp_path / "run")
@@ -185,7 +217,7 @@ def test_summary_says_no_more_than_the_numbers(folder, tmp_path):
         real = row["condition"] == "real"
         row |= {"gini_of_running_mean": 0.1 if real else 0.5, "csr_validation": 0.9 if real else 0}
         row |= {"validation_accuracy": 0.5}
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    rewrite(tmp_path / "run", rows)
     sizes = Sizes(held_out=20, searched=7, searched_train=9)
     summary = summary_of(finished, config, sizes, 50)
     text = dict(sentence.split(": ", 1) for sentence in summary.sentences)
@@ -208,13 +240,13 @@ def test_summary_says_no_more_than_the_numbers(folder, tmp_path):
         ([0.5, 0.51, 0.5], "ends at 50%, its best being 51% (epoch 2)"),
     ],
 )
-def test_a_rise_and_a_fall_are_called_so_beyond_chance_only(accuracies, course, tmp_path):
+def test_a_rise_and_a_fall_are_called_so_beyond_chance_only(accuracies, course, tmp_path, rewrite):
     config = Config.suited(train_size=50, validation_size=20, epochs=3, width=4, seeds=(0,))
     finished = run(config, tmp_path / "run")
     rows = finished.rows()
     for row in rows:
         row["validation_accuracy"] = accuracies[row["epoch"] - 1]
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    rewrite(tmp_path / "run", rows)
     sizes = Sizes(held_out=2000, searched=20, searched_train=20)
     summary = summary_of(finished, config, sizes, 50)
     assert any(course in sentence for sentence in summary.sentences)

@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 from memtools.studies.config import setting
 from memtools.studies.networks import SearchSettings
 
-__all__ = ["Config"]
+__all__ = ["QUESTION", "Config"]
+
+QUESTION = "How close do decision boundaries come to examples while a network learns noise?"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,20 @@ class Config(SearchSettings):
         "learning_rate": 0.02,
         "radius": 2 / 255,
         "every": 5,
+    }
+    quick: ClassVar[dict[str, Any]] = {
+        "train_size": 300,
+        "seeds": (0, 1, 2),
+        "epochs": 60,
+        "every": 6,
+        "width": 128,
+        "csr_examples": 100,
+    }
+    full: ClassVar[dict[str, Any]] = {
+        "train_size": None,
+        "validation_size": None,
+        "width": 4096,
+        "csr_examples": 10_000,
     }
 
     train_size: int | None = setting(1000, "training examples, drawn at random")

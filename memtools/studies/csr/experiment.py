@@ -35,7 +35,7 @@ def run(
         progress: Told about every epoch.
 
     Returns:
-        The run folder with ``config.json`` and ``metrics.jsonl``.
+        The run folder with ``config.json`` and ``metrics/``.
 
     Raises:
         ValueError: If a setting cannot be used, or the folder belongs to another run.
@@ -61,7 +61,7 @@ def run(
 
 
 class _Recorder(EpochRecorder):
-    """A line in ``metrics.jsonl`` with the critical sample ratios."""
+    """Lines with the critical sample ratios."""
 
     def __init__(
         self, folder: RunFolder, cell: Cell, tell: Tell, epochs: list[int], probes: Probes

@@ -5,8 +5,8 @@ they generalise, how unequally the examples pull (Gini coefficient of the sensit
 examples have a decision boundary close by (critical sample ratio).
 """
 
-from memtools.studies.memorization.config import Config
+from memtools.studies.memorization.config import QUESTION, Config
 from memtools.studies.memorization.experiment import cells, prepare, run
 from memtools.studies.memorization.summary import summarise
 
-__all__ = ["Config", "cells", "prepare", "run", "summarise"]
+__all__ = ["QUESTION", "Config", "cells", "prepare", "run", "summarise"]

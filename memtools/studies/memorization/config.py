@@ -5,7 +5,11 @@ from typing import Any, ClassVar
 
 from memtools.studies.networks import SearchSettings
 
-__all__ = ["Config"]
+__all__ = ["QUESTION", "Config"]
+
+QUESTION = (
+    "What happens differently while a network learns real data, random labels and random inputs?"
+)
 
 
 @dataclass(frozen=True)
@@ -20,4 +24,14 @@ class Config(SearchSettings):
         "epochs": 100,
         "learning_rate": 0.02,
         "radius": 8 / 255,
+    }
+    quick: ClassVar[dict[str, Any]] = {"train_size": 500, "epochs": 30, "csr_examples": 100}
+    full: ClassVar[dict[str, Any]] = {
+        "train_size": None,
+        "validation_size": None,
+        "width": 4096,
+        "epochs": 1000,
+        "momentum": 0.0,
+        "learning_rate": 0.01,
+        "batch_size": 128,
     }

@@ -36,7 +36,7 @@ def run(
         progress: Told about every epoch.
 
     Returns:
-        The run folder with ``config.json``, ``metrics.jsonl``, ``examples/`` and ``ledgers/``.
+        The run folder with ``config.json``, ``metrics/``, ``examples/`` and ``ledgers/``.
 
     Raises:
         ValueError: If a setting cannot be used, or the folder belongs to another run.

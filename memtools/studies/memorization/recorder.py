@@ -25,7 +25,7 @@ NORM = "input_gradient_norm"
 
 
 class Recorder(EpochRecorder):
-    """Measures after every epoch: a line in ``metrics.jsonl``, a presentation in the ledger.
+    """Measures after every epoch: a line in the log, a presentation in the ledger.
 
     Args:
         folder: The run folder.

@@ -5,8 +5,8 @@ ROC curve says how well the wrong ones come out on top. After the tables of Ravi
 beside confident learning (Northcutt et al. 2021) by cleanlab where that is installed.
 """
 
-from memtools.studies.mislabels.config import Config
+from memtools.studies.mislabels.config import QUESTION, Config
 from memtools.studies.mislabels.experiment import cells, prepare, run
 from memtools.studies.mislabels.summary import summarise
 
-__all__ = ["Config", "cells", "prepare", "run", "summarise"]
+__all__ = ["QUESTION", "Config", "cells", "prepare", "run", "summarise"]

@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 from memtools.studies.config import setting
 from memtools.studies.networks import NetworkSettings
 
-__all__ = ["Config"]
+__all__ = ["QUESTION", "Config"]
+
+QUESTION = "Which score, taken down while a network trains, finds the examples with a wrong label?"
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Config(NetworkSettings):
         "width": 512,
         "learning_rate": 0.02,
     }
+    quick: ClassVar[dict[str, Any]] = {"train_size": 800, "folds": 3}
+    full: ClassVar[dict[str, Any]] = {"train_size": None, "validation_size": None, "width": 4096}
 
     noise: float = setting(0.1, "share of the training labels that are wrong")
     label_noise: str = setting(

@@ -22,7 +22,7 @@ class Outcomes:
     """All seeds of the study.
 
     Attributes:
-        curves: Every number of ``metrics.jsonl`` by name, shape ``(seeds, epochs)``.
+        curves: Every number of the lines by name, shape ``(seeds, epochs)``.
         areas: Area under the ROC curve after the last epoch, one per seed, by method.
         precisions: Share of wrong labels among the most suspect, one per seed, by method.
         wrong: Share of labels that are wrong, one per seed.

@@ -5,8 +5,8 @@ example by way of all updates before, how unequally that is spread over the exam
 loss of each class depends on the examples of each class.
 """
 
-from memtools.studies.sensitivity.config import Config
+from memtools.studies.sensitivity.config import QUESTION, Config
 from memtools.studies.sensitivity.experiment import cells, prepare, run
 from memtools.studies.sensitivity.summary import summarise
 
-__all__ = ["Config", "cells", "prepare", "run", "summarise"]
+__all__ = ["QUESTION", "Config", "cells", "prepare", "run", "summarise"]

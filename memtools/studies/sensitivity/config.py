@@ -1,10 +1,15 @@
 """Every setting of the sensitivity study."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from memtools.studies.config import Settings, setting
 
-__all__ = ["SCORE", "Config"]
+__all__ = ["QUESTION", "SCORE", "Config"]
+
+QUESTION = (
+    "How much does the training as a whole depend on each single example, and on how few of them?"
+)
 
 SCORE = "loss_sensitivity"
 """Column of ``examples/`` with the sensitivity of an example, mean over the evaluation times."""
@@ -18,6 +23,8 @@ class Config(Settings):
     Learning rates are such that no evaluation time dominates the mean. With rates several times
     higher networks still learn, but the derivative through their training grows by powers of ten.
     """
+
+    quick: ClassVar[dict[str, Any]] = {"train_size": 400, "seeds": (0, 1, 2)}
 
     train_size: int | None = setting(1000, "training examples, drawn at random")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "one network per seed, task and condition")

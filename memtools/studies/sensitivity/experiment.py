@@ -101,7 +101,7 @@ def run(
         progress: Told about every training.
 
     Returns:
-        The run folder with ``config.json``, ``metrics.jsonl``, ``examples/`` and ``matrices/``.
+        The run folder with ``config.json``, ``metrics/``, ``examples/`` and ``matrices/``.
 
     Raises:
         ValueError: If a setting cannot be used, or the folder belongs to another run.
@@ -137,7 +137,8 @@ def train_on(config: Config, data: Data, cell: Cell) -> Tensors:
 
 
 def _train(folder: RunFolder, config: Config, data: Data, cell: Cell, tell: Tell) -> None:
-    folder.drop_rows_from(lambda row: folder.is_of(row, **cell.values))
+    log = folder.log(cell.name)
+    log.cut()
     train = train_on(config, data, cell)
     trainer, recorder = _trainer(config, data, cell)
     results = [result for result in trainer.fit(train) if result.epoch in set(config.evaluated())]
@@ -163,7 +164,7 @@ def _train(folder: RunFolder, config: Config, data: Data, cell: Cell, tell: Tell
         },
     )
     # All lines at once, after the files: there are all of them only where everything is there.
-    folder.append(*_lines(cell, results, norms, running))
+    log.append(*_lines(cell, results, norms, running))
     tell(config.epochs)
 
 

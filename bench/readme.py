@@ -1,7 +1,8 @@
 """The tables and figures of the README files, made from ``bench/results``.
 
 ``python -m bench.readme [RUN_FOLDER ...]``: keep the results of finished studies, if any are named,
-then write the generated parts anew.
+then write the generated parts anew. ``python -m bench.readme --studies DIR``: keep those of
+``memtools study all``, for docs/studies.md.
 """
 
 import csv
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from bench import (
     mislabels,
     operators_report,
     sensitivity_report,
+    studies,
     verdicts,
 )
 from memtools.report.drawing import canvas, save
@@ -41,14 +44,20 @@ COLUMN_NAMES = (
 )  # fmt: skip
 
 
-def keep(folder: Path) -> None:
-    """Copy what the README shows out of a run folder, made by the code that is checked out."""
-    RESULTS.mkdir(exist_ok=True)
+def config_of(folder: Path) -> dict[str, Any]:
+    """What a run folder was made by, with the commit of the code that is checked out."""
     config = json.loads((folder / "config.json").read_text())
     config["settings"].pop("data_dir")  # somebody's own path
     config["commit"] = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
+    return config
+
+
+def keep(folder: Path) -> None:
+    """Copy what the README shows out of a run folder, made by the code that is checked out."""
+    RESULTS.mkdir(exist_ok=True)
+    config = config_of(folder)
     if config["study"] == "mislabels":
         mislabels.keep(folder, config)
         return
@@ -159,7 +168,12 @@ def draw() -> None:
 
 
 def main() -> None:
-    for folder in sys.argv[1:]:
+    words = sys.argv[1:]
+    if words[:1] == ["--studies"]:
+        for path in sorted(Path(words[1]).glob("*/config.json")):
+            studies.keep(path.parent, config_of(path.parent))
+        words = []
+    for folder in words:
         keep(Path(folder))
     draw()
     gradient_norms_report.draw()

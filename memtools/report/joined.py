@@ -13,7 +13,7 @@ from memtools.studies.claims import CLAIMS, Verdict
 from memtools.studies.summary import Table
 from memtools.studies.verdicts import verdict_table
 
-__all__ = ["FinishedRun", "claims_in_words", "read_runs", "write_joined"]
+__all__ = ["FinishedRun", "claims_in_words", "claims_of", "read_runs", "write_joined"]
 
 SHOWN = 3
 """Figures of a study on the page; its own report has all."""
@@ -110,7 +110,7 @@ def claims_in_words(runs: Sequence[FinishedRun]) -> list[str]:
     """A line for each claim: what it says, and what became of it in each run."""
     return [
         f"{claim}: {sentence} " + "; ".join(f"{run.title}: {words}" for run, words, _ in outcomes)
-        for claim, sentence, outcomes in _claims(runs)
+        for claim, sentence, outcomes in claims_of(runs)
     ]
 
 
@@ -124,15 +124,23 @@ def write_joined(runs: Sequence[FinishedRun], path: Path) -> Path:
     Returns:
         The same path.
     """
-    page = template("joined").render(dataset=None, runs=runs, claims=_claims(runs))
+    page = template("joined").render(dataset=None, runs=runs, claims=claims_of(runs))
     write_text(path, page)
     return path
 
 
-def _claims(
+def claims_of(
     runs: Sequence[FinishedRun],
 ) -> list[tuple[str, str, list[tuple[FinishedRun, str, str]]]]:
-    """Each claim with its sentence and, for each run that is about it, words and a kind."""
+    """What became of every claim.
+
+    Args:
+        runs: What :func:`read_runs` gave.
+
+    Returns:
+        Claim, sentence, and for each run that is about it: the run, what came out in words, and
+        the kind of that, ``"holds"``, ``"does-not-hold"``, ``"undecided"`` or ``"mixed"``.
+    """
     found = []
     for claim, sentence in CLAIMS.items():
         outcomes = []

@@ -43,9 +43,10 @@ def test_all_runs_each_study_in_a_folder_of_its_own(whole):
 
 def test_joined_page_has_every_claim_study_and_setting_and_needs_no_other_file(whole):
     page = (whole / "report.html").read_text()
-    assert all(
-        link.startswith("data:image/") for link in re.findall(r'(?:src|href)="([^"]*)"', page)
-    )
+    inside = {f"#{name}" for name in re.findall(r'id="([^"]*)"', page)}
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert inside <= set(links)
+    assert all(link.startswith("data:image/") or link in inside for link in links)
     assert "http" not in re.sub(r'"data:[^"]*"', "", page)
     for name in ("mislabels", "sensitivity"):
         folder = whole / f"{name}-digits"

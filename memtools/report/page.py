@@ -8,7 +8,14 @@ from typing import Any
 
 from memtools.extras import require
 from memtools.files import write_text
-from memtools.report import csr, memorization, mislabels, sensitivity
+from memtools.report import (
+    csr,
+    easy_examples,
+    memorization,
+    mislabels,
+    pruning,
+    sensitivity,
+)
 from memtools.report.drawing import draw_figures
 from memtools.studies import study_of
 from memtools.studies.config import Settings
@@ -19,10 +26,12 @@ from memtools.studies.summary import Summary
 __all__ = ["svg_uri", "template", "write_report"]
 
 PAGES: dict[str, Any] = {
+    "easy-examples": easy_examples,
     "memorization": memorization,
     "sensitivity": sensitivity,
     "csr": csr,
     "mislabels": mislabels,
+    "pruning": pruning,
 }
 """What is a study's own on its page: ``FIGURES``, and a template filled in with ``contents``."""
 

@@ -6,14 +6,23 @@ run folder; and ``summarise(folder, config, data)``, what came of it. ``sweep`` 
 processes.
 """
 
-from memtools.studies import csr, memorization, mislabels, sensitivity
+from memtools.studies import (
+    csr,
+    easy_examples,
+    memorization,
+    mislabels,
+    pruning,
+    sensitivity,
+)
 from memtools.studies.sharing import study_of, sweep
 
 __all__ = ["STUDIES", "study_of", "sweep"]
 
 STUDIES = {
+    "easy-examples": easy_examples,
     "memorization": memorization,
     "sensitivity": sensitivity,
     "csr": csr,
     "mislabels": mislabels,
+    "pruning": pruning,
 }

@@ -60,7 +60,7 @@ def run_cells(
     cells: Sequence[Cell],
     train: Callable[[Cell, Tell], None],
     *,
-    lines: int,
+    lines: int | Callable[[Cell], int],
     results: Callable[[Cell], Sequence[Path]] = lambda cell: (),
     scratch: Callable[[Cell], Sequence[Path]] = lambda cell: (),
     epochs: int,
@@ -76,7 +76,7 @@ def run_cells(
         folder: The run folder.
         cells: All trainings, in order.
         train: Does one, and tells the epochs of it that are done.
-        lines: Lines in the log of a finished training.
+        lines: Lines in the log of a finished training; a function of the cell where they differ.
         results: Files that a finished training has.
         scratch: Files that only an unfinished training may have.
         epochs: Epochs of a training.
@@ -90,7 +90,8 @@ def run_cells(
         with log.locked(wait=wait) as is_ours:
             if not is_ours:
                 return False
-            if len(log.rows()) == lines and all(path.exists() for path in results(cell)):
+            expected = lines(cell) if callable(lines) else lines
+            if len(log.rows()) == expected and all(path.exists() for path in results(cell)):
                 log.cut(lambda row: False)
                 tell(cell.title, epochs)
             else:

@@ -9,11 +9,16 @@ from typing import Any
 from memtools.extras import require
 from memtools.files import write_text
 from memtools.report import (
+    capacity,
+    convergence,
     csr,
+    early_stopping,
     easy_examples,
+    forgetting,
     memorization,
     mislabels,
     pruning,
+    regularization,
     sensitivity,
 )
 from memtools.report.drawing import draw_figures
@@ -27,11 +32,16 @@ __all__ = ["svg_uri", "template", "write_report"]
 
 PAGES: dict[str, Any] = {
     "easy-examples": easy_examples,
-    "memorization": memorization,
     "sensitivity": sensitivity,
+    "capacity": capacity,
+    "convergence": convergence,
     "csr": csr,
-    "mislabels": mislabels,
+    "regularization": regularization,
+    "forgetting": forgetting,
     "pruning": pruning,
+    "early-stopping": early_stopping,
+    "mislabels": mislabels,
+    "memorization": memorization,
 }
 """What is a study's own on its page: ``FIGURES``, and a template filled in with ``contents``."""
 

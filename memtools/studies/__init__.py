@@ -7,11 +7,16 @@ processes.
 """
 
 from memtools.studies import (
+    capacity,
+    convergence,
     csr,
+    early_stopping,
     easy_examples,
+    forgetting,
     memorization,
     mislabels,
     pruning,
+    regularization,
     sensitivity,
 )
 from memtools.studies.sharing import study_of, sweep
@@ -20,9 +25,14 @@ __all__ = ["STUDIES", "study_of", "sweep"]
 
 STUDIES = {
     "easy-examples": easy_examples,
-    "memorization": memorization,
     "sensitivity": sensitivity,
+    "capacity": capacity,
+    "convergence": convergence,
     "csr": csr,
-    "mislabels": mislabels,
+    "regularization": regularization,
+    "forgetting": forgetting,
     "pruning": pruning,
+    "early-stopping": early_stopping,
+    "mislabels": mislabels,
+    "memorization": memorization,
 }

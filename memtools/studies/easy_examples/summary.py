@@ -7,7 +7,7 @@ import numpy as np
 
 from memtools.studies import summary
 from memtools.studies.cells import Cell
-from memtools.studies.claims import Verdict, judge
+from memtools.studies.claims import Values, Verdict, judge
 from memtools.studies.conditions import RANDOM_INPUTS, RANDOM_LABELS, REAL
 from memtools.studies.data import Data
 from memtools.studies.easy_examples.config import Config
@@ -20,6 +20,13 @@ __all__ = ["Outcome", "summarise"]
 
 NEARLY_NONE = 0.01
 """Share of unanimous examples below which there are almost none; ours."""
+
+REAL_DIFFER_MORE = "real examples differ more in how easy they are than randomly labelled ones"
+
+SPREADS = (
+    ("over_dispersion", "all examples"),
+    ("over_dispersion_within_classes", "among examples of one label"),
+)
 
 
 @dataclass(frozen=True)
@@ -100,26 +107,19 @@ def _row(outcome: Outcome) -> list[str]:
 def _verdicts(outcomes: dict[str, Outcome]) -> Iterator[Verdict]:
     real, inputs = outcomes[REAL.key], outcomes[RANDOM_INPUTS.key]
     ratio = "logarithm of the ratio of over-dispersions"
-    spread = {key: np.log(outcome.final("over_dispersion")) for key, outcome in outcomes.items()}
-    yield judge(
-        "C1",
-        f"real examples differ more in how easy they are than randomly labelled ones ({ratio})",
-        spread[REAL.key] - spread[RANDOM_LABELS.key],
-    )
-    yield judge(
-        "C1",
-        f"randomly labelled ones differ more than random inputs ({ratio})",
-        spread[RANDOM_LABELS.key] - spread[RANDOM_INPUTS.key],
-    )
-    reach = "(logarithm of the upper end of the binomial's 99% over the over-dispersion)"
-    for name, where in (
-        ("over_dispersion", "all examples"),
-        ("over_dispersion_within_classes", "among examples of one label"),
+    for more, less, statement in (
+        (REAL, RANDOM_LABELS, REAL_DIFFER_MORE),
+        (RANDOM_LABELS, RANDOM_INPUTS, "randomly labelled ones differ more than random inputs"),
     ):
+        for name, where in SPREADS:
+            spread = _log(outcomes[more.key], name) - _log(outcomes[less.key], name)
+            yield judge("C1", f"{statement} ({ratio})", spread, about=where)
+    for name, where in SPREADS:
         yield judge(
             "C1",
-            f"random inputs differ no more than independent draws would {reach}",
-            np.log(inputs.final("binomial_high")) - np.log(inputs.final(name)),
+            "random inputs differ no more than independent draws would (logarithm of the upper end "
+            "of the binomial's 99% over the over-dispersion)",
+            _log(inputs, "binomial_high") - _log(inputs, name),
             about=where,
         )
     yield judge(
@@ -137,6 +137,12 @@ def _verdicts(outcomes: dict[str, Outcome]) -> Iterator[Verdict]:
         f"on almost no random input all networks agree ({percent([NEARLY_NONE])} less the share)",
         NEARLY_NONE - inputs.unanimous,
     )
+
+
+def _log(outcome: Outcome, name: str) -> Values:
+    """Logarithm of a number of the lines; none where it is 0."""
+    values = outcome.final(name)
+    return np.log(np.where(values > 0, values, np.nan))
 
 
 def _sentences(outcomes: dict[str, Outcome]) -> Iterator[str]:

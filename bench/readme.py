@@ -18,6 +18,7 @@ import numpy as np
 
 from bench import (
     critical_report,
+    ensemble_report,
     gradient_norms_report,
     ledger_report,
     mislabels,
@@ -133,14 +134,17 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "critical samples": critical_report.compact,
         "critical samples over the training": verdicts.csr_part,
         "wrong labels": mislabels.part,
+        "claims": studies.compact,
     },
     ROOT / "bench" / "README.md": {
         "gradient norms": gradient_norms_report.page,
         "loss sensitivity": sensitivity_report.page,
         "critical samples": critical_report.page,
         "ledger": ledger_report.page,
+        "many small trainings": ensemble_report.page,
     },
     ROOT / "kernels" / "README.md": {"operators": operators_report.operators},
+    ROOT / "docs" / "studies.md": {"studies": studies.page},
 }
 """What is generated, by file and name."""
 

@@ -33,7 +33,7 @@ def page() -> str:
 
 
 def compact() -> str:
-    """For the main README: the claims alone."""
+    """For the main README."""
     return _claims(read_runs([RESULTS]), "docs/studies.md")
 
 
@@ -47,8 +47,11 @@ def _claims(runs: list[FinishedRun], document: str = "") -> str:
             ),
         ]
         for claim, sentence, outcomes in claims_of(runs)
+        if claim != "ours"
     ]
-    return table(["claim", "in words", "statements, by study and data"], rows)
+    head = ["claim", "in words", "statements, by study and data"]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _section(run: FinishedRun) -> str:
@@ -72,7 +75,7 @@ def _section(run: FinishedRun) -> str:
         lines += [
             f'<img src="{picture}" width="420" alt="{title}">',
             "",
-            f"*{title}.* {caption}",
+            f"*{title}* {caption}",
             "",
         ]
     if run.table is not None:

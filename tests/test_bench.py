@@ -59,3 +59,11 @@ def test_operators_are_right_and_none_is_forgotten(tmp_path):
     rows = rows_of("bench.operators", "operators.csv", tmp_path)
     assert {row["status"] for row in rows} == {"ok"}
     assert {row["operator"] for row in rows} == OPERATORS.keys()
+
+
+def test_every_engine_of_an_ensemble_is_timed(tmp_path):
+    (case,) = rows_of("bench.ensemble", "ensemble.json", tmp_path)["cases"]
+    for name in ("plain loop", "loop", "vmap", "fused", "auto"):
+        times = [t for key, t in case["microseconds"].items() if key.split(",")[0] == name]
+        assert times
+        assert all(0 < t["p20"] <= t["median"] <= t["p80"] for t in times)

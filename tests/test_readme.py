@@ -49,7 +49,7 @@ def test_code_for_other_libraries_runs_as_written(name, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("file", ["README.md", "bench/README.md"])
+@pytest.mark.parametrize("file", ["README.md", "bench/README.md", "docs/studies.md"])
 def test_tables_are_those_that_the_kept_results_give(readme_tool, file):
     assert readme_tool.refreshed(ROOT / file) == (ROOT / file).read_text()
 
@@ -67,7 +67,7 @@ def test_commands_name_options_that_exist():
     from memtools import cli
 
     help_text = "--nproc-per-node of torchrun"
-    for command in (["study", "memorization"], ["score"]):
+    for command in (["study", "memorization"], ["study", "all"], ["score"]):
         words = [sys.executable, "-m", cli.__name__, *command, "--help"]
         help_text += subprocess.run(words, capture_output=True, text=True).stdout
     for option in re.findall(r"(?<!-)--[a-z][a-z-]*", README):

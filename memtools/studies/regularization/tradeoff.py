@@ -61,7 +61,7 @@ def lowest_place(real: Values, random: Values, least: float) -> float:
 
     Example:
         >>> import numpy as np
-        >>> lowest_place(np.array([0.9, 0.9, 0.7]), np.array([1.0, 0.8, 0.4]), 0.8)
+        >>> lowest_place(np.array([0.75, 0.75, 0.25]), np.array([1.0, 0.8, 0.4]), 0.5)
         1.5
     """
     places = [float(i) for i in np.flatnonzero(real >= least)]

@@ -23,7 +23,7 @@ FLOORS = [
     },
     {"ledger", "metrics", "probe", "scoring", "testing", "training"},
     {"studies"},
-    {"report"},
+    {"doctor", "report"},
     {"cli", "integrations"},
 ]  # fmt: skip
 

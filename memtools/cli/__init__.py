@@ -1,4 +1,4 @@
-"""The command line: ``memtools study NAME``, ``memtools report`` and ``memtools score``."""
+"""The command line: ``memtools study NAME``, ``report``, ``score`` and ``doctor``."""
 
 import argparse
 import io
@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from memtools import __version__
 from memtools.cli.all import add_all, add_report
+from memtools.cli.doctor import add_doctor
 from memtools.cli.score import add_score
 from memtools.cli.study import add_study
 
@@ -24,17 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line; ``None`` takes those of the process.
 
     Returns:
-        Exit code: 0, 2 for input that cannot be used (one line on standard error), 130 when
-        interrupted.
+        Exit code: 0, 1 where ``doctor`` finds something wrong, 2 for input that cannot be used (one
+        line on standard error), 130 when interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
-    out = options["out"]
+    out = options.get("out")
     try:
-        command(**options)
+        return command(**options) or 0
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
             raise
@@ -46,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nmemtools: interrupted; the same command with --resume goes on", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add_all(names)
     add_report(commands)
     add_score(commands)
+    add_doctor(commands)
     return parser
 
 

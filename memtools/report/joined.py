@@ -157,9 +157,10 @@ def _in_words(counts: Counter[str]) -> str:
     total = counts.total()
     if len(counts) == 1:
         (word,) = counts
-        return word if total == 1 else f"{word}, {total} of {total}"
-    order = ("holds", "does not hold", "undecided")
-    return ", ".join(f"{counts[word]} {word}" for word in order if counts[word]) + f" (of {total})"
+        several = {"holds": "all {} hold", "does not hold": "none of {} holds"}
+        return word if total == 1 else several.get(word, "all {} undecided").format(total)
+    plural = {"holds": "hold", "does not hold": "do not", "undecided": "undecided"}
+    return ", ".join(f"{counts[word]} {plural[word]}" for word in plural if counts[word])
 
 
 def _kind(counts: Counter[str]) -> str:

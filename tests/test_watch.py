@@ -1047,6 +1047,36 @@ def test_a_new_pass_frees_the_last():
         assert all(ref() is None for ref in refs)
 
 
+@pytest.mark.parametrize("way", ["read", "not read", "kept"])
+def test_memory_does_not_wait_for_the_garbage_collector(way):
+    """It counts objects: those of a step are few, and may hold gigabytes."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def step():
+        x = draw(5, 4).float()
+        with memtools.watch(model) as watched:
+            F.cross_entropy(model(x), TARGETS).backward()
+            if way == "read":
+                watched.parameter_gradient_norms()
+                watched.input_gradient_norms()
+        return watched if way == "kept" else None
+
+    step()
+    gc.collect()
+    gc.disable()
+    try:
+        kept = [step() for _ in range(5)]
+        del kept
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        held = [o for o in gc.garbage if isinstance(o, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert held == []
+
+
 # Several processes.
 
 SCRIPT = """

@@ -1,5 +1,6 @@
 """One forward pass of a watched model, and what the backward pass tells about it."""
 
+import weakref
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -57,7 +58,7 @@ class Batch:
         self.n = self._given.n
         self._inputs = inputs = self._given.inputs
         self._tokens = not inputs.is_floating_point()
-        self._arrived: Callable[[], None] = lambda: None
+        self._arrive: Callable[[], Callable[[Batch], None] | None] = lambda: None
         self._gradient: Tensor | None = None
         self._problems: dict[str, Exception] = {}
         self._rest: list[str] = []
@@ -85,9 +86,12 @@ class Batch:
 
         Args:
             output: What the model returned.
-            arrive: Called as a backward pass comes to this batch; more than once.
+            arrive: A method, called as a backward pass comes to this batch, more than once, for as
+                long as there is an object that it is of.
         """
-        self._arrived = lambda: arrive(self)
+        # That object holds this batch. In a cycle, the memory of both would wait for the garbage
+        # collector, which counts objects and knows nothing of gigabytes.
+        self._arrive = weakref.WeakMethod(arrive)
         edges = [get_gradient_edge(t) for t in tensors_of(output) if t.grad_fn is not None]
         try:
             self._prepare(output, len(edges) == 1)
@@ -97,6 +101,7 @@ class Batch:
                 self._problems["input"] = problem
         finally:
             self.forget()
+            del self._recorder  # it holds this batch
         for edge in edges:
             # On the node, and not on the tensor: a user's hook on the tensor comes first.
             edge.node.register_prehook(lambda grads, nr=edge.output_nr: self._begin(grads[nr]))
@@ -222,6 +227,11 @@ class Batch:
                     "its forward pass gives something else when it is done again, because of "
                     "hooks on the model, or of buffers that it updates"
                 )
+
+    def _arrived(self) -> None:
+        arrive = self._arrive()
+        if arrive is not None:
+            arrive(self)
 
     def _begin(self, gradient: Tensor | None) -> None:
         """The gradient of an output has arrived; if it is the only one, before all others."""

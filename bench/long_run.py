@@ -81,7 +81,7 @@ def slope(minutes: np.ndarray, values: np.ndarray) -> dict[str, float]:
 
     blocks = np.array_split(np.arange(len(values)), BLOCKS)
     hours = np.array([minutes[block].mean() for block in blocks]) / 60
-    fit = linregress(hours, np.array([values[block].mean() for block in blocks]))
+    fit: Any = linregress(hours, np.array([values[block].mean() for block in blocks]))
     reach = float(t.ppf(0.975, BLOCKS - 2)) * fit.stderr
     return {
         "per_hour": float(fit.slope),

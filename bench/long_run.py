@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ def looks(minutes: float, folder: Path) -> Iterator[dict[str, float]]:
     """Train, and say every few seconds how the process is doing."""
     split = memtools.data.load("digits")
     train, n = split.train, len(split.train)
+    assert isinstance(train, memtools.data.Tensors)
     model = memtools.models.build("mlp", split.input_shape, len(split.class_names), width=128)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     ledger = memtools.Ledger(n, folder / "ledger", dtype="float16")
@@ -46,8 +46,7 @@ def looks(minutes: float, folder: Path) -> Iterator[dict[str, float]]:
     while looked - begun < 60 * minutes:
         epoch += 1
         for inputs, targets, indices in DataLoader(train, batch_size=32, shuffle=True):
-            with ExitStack() as stack:
-                watched = stack.enter_context(memtools.watch(model))
+            with memtools.watch(model) as watched:
                 logits = model(inputs)
                 optimizer.zero_grad()
                 F.cross_entropy(logits, targets).backward()

@@ -24,7 +24,7 @@ FLOORS = [
     {"ledger", "metrics", "probe", "scoring", "testing", "training"},
     {"studies"},
     {"doctor", "report"},
-    {"cli", "integrations"},
+    {"__main__", "cli", "integrations"},
 ]  # fmt: skip
 
 
@@ -79,6 +79,45 @@ def test_the_test_of_floors_sees_an_import_that_points_up(tmp_path):
 def test_functorch_is_nowhere_imported():
     for name, file in modules():
         assert not re.search(r"^\s*(from|import) functorch", file.read_text(), re.M), name
+
+
+RUNS_CODE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "eval", "exec", "os.system"}
+"""What runs the code that it reads, or may."""
+
+WRITES_ITS_OWN = {"memtools.sensitivity.program"}
+"""Modules that compile text; all of it is theirs."""
+
+
+def dangers(file: Path) -> list[str]:
+    """Calls in a file that could run what somebody else has written."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if name in RUNS_CODE or given.get("shell") == "True":
+            found.append(name)
+        elif name == "torch.load" and given.get("weights_only") != "True":
+            found.append("torch.load without weights_only=True")
+        elif name == "np.load" and given.get("allow_pickle") != "False":
+            found.append("np.load without allow_pickle=False")
+    return found
+
+
+def test_nothing_runs_what_it_reads():
+    files = modules() + [(f"bench.{file.stem}", file) for file in (ROOT / "bench").rglob("*.py")]
+    found = {name: calls for name, file in files if (calls := dangers(file))}
+    assert found.keys() <= WRITES_ITS_OWN, found
+
+
+def test_the_test_of_dangers_sees_them(tmp_path):
+    file = tmp_path / "bad.py"
+    file.write_text(
+        "pickle.loads(x)\ntorch.load(x)\nnp.load(x)\nrun(x, shell=True)\n"
+        "torch.load(x, weights_only=True)\nnp.load(x, allow_pickle=False)\n"
+    )
+    assert len(dangers(file)) == 4
 
 
 @pytest.fixture(scope="module")

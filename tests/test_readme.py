@@ -64,11 +64,9 @@ def test_figures_show_the_kept_results(readme_tool):
 
 
 def test_commands_name_options_that_exist():
-    from memtools import cli
-
     help_text = "--nproc-per-node of torchrun"
     for command in (["study", "memorization"], ["study", "all"], ["score"]):
-        words = [sys.executable, "-m", cli.__name__, *command, "--help"]
+        words = [sys.executable, "-m", "memtools", *command, "--help"]
         help_text += subprocess.run(words, capture_output=True, text=True).stdout
     for option in re.findall(r"(?<!-)--[a-z][a-z-]*", README):
         assert option in help_text

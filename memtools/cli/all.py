@@ -85,7 +85,7 @@ def _run_report(folders: list[Path], out: Path | None) -> None:
 
     runs = read_runs(folders)
     page = write_joined(runs, folders[0] / "report.html" if out is None else out)
-    console = Console()
+    console = Console(highlight=False, markup=False)  # names are anybody's
     for line in claims_in_words(runs):
-        console.print(f"• {line}", highlight=False)
-    console.print(f"\nReport: {page.resolve().as_uri()}", highlight=False, soft_wrap=True)
+        console.print(f"• {line}")
+    console.print(f"\nReport: {page.resolve().as_uri()}", soft_wrap=True)

@@ -20,7 +20,7 @@ def add_score(commands: Any) -> None:
         help=summary,
         description="Score every example of a data set with one model. A FACTORY is "
         "package.module:function or path/to/file.py:function, called without arguments. To use "
-        "several processes: torchrun --nproc-per-node N -m memtools.cli score ...",
+        "several processes: torchrun --nproc-per-node N -m memtools score ...",
         # Only what is given counts: a resumed run keeps its settings.
         argument_default=argparse.SUPPRESS,
     )

@@ -228,7 +228,7 @@ def _show(folder: Any, config: Any, data: Any, summary: Any) -> None:
     from memtools.report import write_report
 
     page = write_report(folder, config, data, summary)
-    console = Console()
+    console = Console(highlight=False, markup=False)  # names are anybody's
     for content in summary.tables:
         table = Table(title=content.title, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         for number, column in enumerate(content.columns):
@@ -239,5 +239,5 @@ def _show(folder: Any, config: Any, data: Any, summary: Any) -> None:
             table.add_row(*row)
         console.print(table)
     for sentence in summary.sentences:
-        console.print(f"• {sentence}", highlight=False)
-    console.print(f"\nReport: {page.resolve().as_uri()}", highlight=False, soft_wrap=True)
+        console.print(f"• {sentence}")
+    console.print(f"\nReport: {page.resolve().as_uri()}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """One page for several studies: what became of every claim, then each study."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,6 +89,12 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
                 f"{folder} holds no finished run; name folders that memtools study has filled"
             )
         found += runs
+    for run in found:
+        if run.config["study"] not in STUDIES:
+            raise ValueError(
+                f"{run.path} is a run of the study {run.config['study']!r}, expected one of "
+                f"{', '.join(STUDIES)}"
+            )
     order = list(STUDIES)
     return sorted(found, key=lambda run: (order.index(run.config["study"]), run.title))
 
@@ -99,11 +106,36 @@ def _read(path: Path) -> FinishedRun:
     try:
         verdicts = content("verdicts") if (path / "verdicts.json").exists() else []
         verdicts = [Verdict(**verdict) for verdict in verdicts]
-        return FinishedRun(path, content("config"), content("summary"), verdicts)
+        run = FinishedRun(path, content("config"), content("summary"), verdicts)
+        _check(run)
+        return run
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} holds a run that cannot be read ({error}); run it again"
         ) from error
+
+
+def _check(run: FinishedRun) -> None:
+    """Refuse a folder that a study has not filled: it may come from anybody."""
+    config, summary = run.config, run.summary
+    if not isinstance(config, dict) or not isinstance(summary, dict):
+        raise TypeError("config.json and summary.json must hold names and values")
+    kinds = [
+        ("study", config["study"], str), ("settings", config["settings"], dict),
+        ("dataset", config["settings"]["dataset"], str),
+        ("seeds", config["settings"]["seeds"], list),
+        ("versions", config["versions"], dict), ("question", summary["question"], str),
+        ("train_size", summary["train_size"], int), ("sentences", summary["sentences"], list),
+        ("figures", summary["figures"], list),
+    ]  # fmt: skip
+    for name, value, kind in kinds:
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
+    if any(": " not in sentence for sentence in summary["sentences"]):
+        raise ValueError("a sentence has no topic")
+    for name, _, _ in summary["figures"]:
+        if not re.fullmatch(r"[\w-]+", name):  # a path would lead out of the folder
+            raise ValueError(f"{name!r} cannot be the name of a figure")
 
 
 def claims_in_words(runs: Sequence[FinishedRun]) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
@@ -299,10 +300,12 @@ class Trainer:
             raise refuse(f"was made without {', '.join(sorted(missing))}")
         if left_over := [name for name in state.keys() - stateful.keys() - of_run if state[name]]:
             raise refuse(f"was made with {', '.join(sorted(left_over))}, which is not there now")
+        weights = deepcopy(run.model.state_dict())
         for name, part in stateful.items():
             try:
                 part.load_state_dict(state[name])
-            except (KeyError, RuntimeError, ValueError) as error:
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                run.model.load_state_dict(weights)  # what did fit was copied into it
                 raise refuse(f"does not fit the {name} ({error})") from error
         run.updates = state["updates"]
         run.results = [EpochResult(**result) for result in state["results"]]

@@ -85,6 +85,6 @@ def test_torchrun_of_the_command_with_one_process(undisturbed, contents, tmp_pat
         "--chunk-size",
         "4",
     ]
-    done = torchrun(1, "memtools.cli", "score", *words, "--out", tmp_path / "out")
+    done = torchrun(1, "memtools", "score", *words, "--out", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(undisturbed(4))
     assert "13 of 13 chunks" in done.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def test_processes_of_torchrun_share_the_trainings_and_end_in_the_same_files(tmp
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     out = tmp_path / "shared"
-    words = ["-m", "memtools.cli", "study", "mislabels", *TINY, "--out", str(out)]
+    words = ["-m", "memtools", "study", "mislabels", *TINY, "--out", str(out)]
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     environment |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
     ranks = [
@@ -199,3 +200,41 @@ def test_an_error_in_another_process_is_that_of_the_command(tmp_path, capsys):
     words = [*TINY, "--learning-rate", "1e9", "--processes", "2", "--out", str(tmp_path / "run")]
     assert cli.main(["study", "mislabels", *words]) == 2
     assert "diverge" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_of_a_stranger_is_shown_as_text_or_refused_in_a_line(whole, tmp_path, capsys):
+    secret = tmp_path / "secret.svg"
+    secret.write_text("<svg>secret</svg>")
+    words = "<script>alert(1)</script>{{ 7 * 7 }}[/b]"
+
+    def changed(name, **values):
+        folder = tmp_path / name
+        shutil.copytree(whole / "mislabels-digits", folder)
+        for file, change in values.items():
+            path = folder / f"{file}.json"
+            path.write_text(json.dumps(change(json.loads(path.read_text()))))
+        return cli.main(["report", str(folder), "--out", str(tmp_path / f"{name}.html")])
+
+    def hostile(config):
+        settings = config["settings"] | {"dataset": words, words: words}
+        return config | {"settings": settings, "device": words, "versions": {words: words}}
+
+    def spoken(summary):
+        return summary | {"question": words, "sentences": [f"{words}: {words}"]}
+
+    assert changed("escaped", config=hostile, summary=spoken) == 0
+    page = (tmp_path / "escaped.html").read_text()
+    assert "<script>alert" not in page
+    assert "{{ 7 * 7 }}" in page
+    capsys.readouterr()
+    for name, values in {
+        "unknown": {"config": lambda config: config | {"study": words}},
+        "outside": {"summary": lambda s: s | {"figures": [["../../secret", "title", "caption"]]}},
+        "topic": {"summary": lambda s: s | {"sentences": ["no topic"]}},
+        "number": {"summary": lambda s: s | {"figures": 5}},
+        "other": {"config": lambda config: [config]},
+        "nothing": {"summary": lambda s: {}},
+    }.items():
+        assert changed(name, **values) == 2, name
+        assert capsys.readouterr().err.count("\n") == 1, name
+        assert not (tmp_path / f"{name}.html").exists(), name

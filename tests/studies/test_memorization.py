@@ -103,9 +103,9 @@ def test_killed_at_five_random_moments_and_resumed_ends_in_the_same_folder(
     folder, tmp_path, contents
 ):
     out = tmp_path / "killed"
-    program = [sys.executable, "-m", "memtools.cli", *command(out, "--resume")]
+    program = [sys.executable, "-m", "memtools", *command(out, "--resume")]
     begin = time.monotonic()
-    timed = [sys.executable, "-m", "memtools.cli", *command(tmp_path / "timed")]
+    timed = [sys.executable, "-m", "memtools", *command(tmp_path / "timed")]
     subprocess.run(timed, check=True, capture_output=True)
     duration = time.monotonic() - begin
     moments = random.Random(0)

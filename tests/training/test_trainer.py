@@ -1,5 +1,6 @@
 """The trainer: equal to a plain loop, reproducible, resumable after any kill."""
 
+import copy
 import os
 import pickle
 import random
@@ -551,8 +552,24 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     resumable(tmp_path / "state.pt", 1).fit(data())
     other = resumable(tmp_path / "state.pt")
     other.model = MLP((FEATURES,), CLASSES, width=9)
+    before = copy.deepcopy(other.model.state_dict())
     with pytest.raises(ValueError, match=r"state\.pt does not fit the model"):
         other.fit(data())
+    for name, weight in other.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize("part", [{}, 5, None, {"state": {}, "param_groups": []}])
+def test_checkpoint_of_another_optimiser_is_refused(part, tmp_path):
+    path = tmp_path / "state.pt"
+    resumable(path, 1).fit(data())
+    torch.save(torch.load(path, weights_only=True) | {"optimizer": part}, path)
+    other = resumable(path)
+    before = copy.deepcopy(other.model.state_dict())
+    with pytest.raises(ValueError, match=r"state\.pt does not fit the optimizer"):
+        other.fit(data())
+    for name, weight in other.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
 
 
 def test_seed_of_numpy_resumes(tmp_path):

@@ -1,4 +1,4 @@
-"""``python -m memtools.cli``."""
+"""``python -m memtools``."""
 
 import sys
 

@@ -49,7 +49,7 @@ def number(text: str) -> str:
     return f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
 
 
-def _comparable(tools: dict[str, Record]) -> list[Record]:
+def comparable(tools: dict[str, Record]) -> list[Record]:
     """Those that give the norms of the parameter gradients, and give them right."""
     others = {*BESIDE, "memtools both", "memtools inputs"}
     return [row for name, row in tools.items() if name not in others and row["status"] == "ok"]
@@ -71,7 +71,7 @@ def norms_table() -> str:
     peers = [tool for tool in next(iter(problems.values())) if tool not in {*OURS, *BESIDE}]
     rows = []
     for name, tools in problems.items():
-        fastest = min(_comparable(tools), key=lambda row: float(row["ratio"]))
+        fastest = min(comparable(tools), key=lambda row: float(row["ratio"]))
         rows.append([name, *(_cell(tools.get(tool), fastest) for tool in (*OURS, *peers))])
     return table(["", *OURS, *peers], rows)
 
@@ -176,7 +176,7 @@ def compact() -> str:
     rows = []
     for name in MAIN:
         tools = results()[name]
-        others = [row for row in _comparable(tools) if row["tool"] not in OURS]
+        others = [row for row in comparable(tools) if row["tool"] not in OURS]
         peer = min(others, key=lambda row: float(row["ratio"]))
         failing = [row["tool"] for row in tools.values() if row["status"] in ("wrong", "refuses")]
         ours = (number(tools[tool]["ratio"]) for tool in OURS[:2])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench import (
+    beside,
     critical_report,
     ensemble_report,
     gradient_norms_report,
@@ -128,6 +129,7 @@ def memorization_part() -> str:
 PARTS: dict[Path, dict[str, Callable[[], str]]] = {
     ROOT / "README.md": {
         "memorization": memorization_part,
+        "other tools": beside.part,
         "gradient norms": gradient_norms_report.compact,
         "loss sensitivity": sensitivity_report.compact,
         "verdicts": verdicts.sensitivity_part,

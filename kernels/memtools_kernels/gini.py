@@ -27,18 +27,21 @@ def gini_reference(values: Tensor, weights: Tensor | None) -> Tensor:
         ordered, order = _sorted(values), None
     else:
         ordered, order = values.where(weights > 0, 0.0).sort(1)
-    ordered = ordered.to(wide)
-    # The coefficient does not depend on the scale; a sum of the largest floats would overflow.
-    largest = ordered[:, -1:].clone()
-    ordered.div_(torch.where(largest > 0, largest, 1.0))
     n = values.shape[1]
     if weights is None or order is None:
+        ordered = ordered.to(wide)
+        # The coefficient does not depend on the scale; a sum of the largest floats would overflow.
+        largest = ordered[:, -1:].clone()
+        ordered.div_(torch.where(largest > 0, largest, 1.0))
         ranks = torch.arange(1 - n, n, 2, dtype=wide, device=values.device)
-        spread, total, size = ordered @ ranks, ordered.sum(1), n
+        total, size = ordered.sum(1), n
+        # Not ordered @ ranks: on some processors its bits depend on the place of the row.
+        spread = ordered.mul_(ranks).sum(1)
     else:
-        weights = _sorted_weights(weights, order, wide)
+        weights = weights.gather(1, order).to(wide)
+        held = _held(ordered.to(wide), weights)
+        weights = _scaled(weights)
         until, size = weights.cumsum(1), weights.sum(1)
-        held = ordered.mul_(weights)
         total = held.sum(1)
         spread = held.mul_(2 * until - weights - size[:, None]).sum(1)
     return torch.where(total == 0, 0.0, spread / (size * total)).to(accumulator(values.dtype))
@@ -51,9 +54,20 @@ def _sorted(values: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(values.to(accumulator(values.dtype)).numpy(), axis=1))
 
 
-def _sorted_weights(weights: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights in the order of the values and up to 1: products of two do not overflow."""
-    weights = weights.gather(1, order).to(dtype)
+def _held(values: Tensor, weights: Tensor) -> Tensor:
+    """Value times weight, up to a factor of the row with which the largest is about 1.
+
+    The powers of two are added as integers: a product of a huge and a tiny number counts in full.
+    """
+    (v, v_power), (w, w_power) = torch.frexp(values), torch.frexp(weights)
+    product = v * w
+    power = (v_power + w_power).where(product > 0, -(2**20))
+    below = (power - power.amax(1, keepdim=True)).clamp_min(-1000)
+    return torch.ldexp(product, below.to(product.dtype))
+
+
+def _scaled(weights: Tensor) -> Tensor:
+    """Weights up to 1: products of two do not overflow."""
     largest = weights.amax(1, keepdim=True)
     return weights / torch.where(largest > 0, largest, 1.0)
 
@@ -61,24 +75,25 @@ def _sorted_weights(weights: Tensor, order: Tensor, dtype: torch.dtype) -> Tenso
 # 2. Kernel: a program owns a part of a row, STEPS tiles.
 @jit
 def _gini_kernel(
-    values_ptr, weights_ptr, until_ptr, spreads_ptr, totals_ptr, n, n_parts,
+    held_ptr, weights_ptr, until_ptr, spreads_ptr, totals_ptr, n, n_parts,
     TILE: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     row, part = program // n_parts, program % n_parts
-    largest = tl.load(values_ptr + row * n + n - 1).to(tl.float64)
-    scale = tl.where(largest > 0, largest, 1.0)
+    scale = 1.0
+    if weights_ptr is None:
+        largest = tl.load(held_ptr + row * n + n - 1).to(tl.float64)
+        scale = tl.where(largest > 0, largest, 1.0)
     spread = tl.zeros((TILE,), tl.float64)
     total = tl.zeros((TILE,), tl.float64)
     for step in range(STEPS):
         i = (part * STEPS + step) * TILE + tl.arange(0, TILE)
-        held = tl.load(values_ptr + row * n + i, mask=i < n, other=0.0).to(tl.float64) / scale
+        held = tl.load(held_ptr + row * n + i, mask=i < n, other=0.0).to(tl.float64) / scale
         if weights_ptr is None:
             rank = (2 * i + 1 - n).to(tl.float64)
         else:
             weight = tl.load(weights_ptr + row * n + i, mask=i < n, other=0.0)
             until = tl.load(until_ptr + row * n + i, mask=i < n, other=0.0)
-            held *= weight
             rank = 2 * until - weight - tl.load(until_ptr + row * n + n - 1)
         spread += held * rank
         total += held
@@ -96,7 +111,9 @@ def _gini_triton(values: Tensor, weights: Tensor | None) -> Tensor:
         ordered = values.sort(1).values
     else:
         ordered, order = values.where(weights > 0, 0.0).sort(1)
-        weights = _sorted_weights(weights, order, torch.float64)
+        weights = weights.gather(1, order).double()
+        ordered = _held(ordered.double(), weights)
+        weights = _scaled(weights)
         until = weights.cumsum(1)
     tile = min(triton.next_power_of_2(n), _TILE)
     n_parts = triton.cdiv(n, _STEPS * tile)

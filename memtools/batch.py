@@ -24,9 +24,9 @@ def check_batch(inputs: Tensor, targets: Tensor | None = None, *, tokens: bool =
         TypeError: If an argument is no tensor.
         ValueError: If the batch is empty, integer, or of another length than the targets.
     """
-    _check_tensor("inputs", inputs)
+    check_tensor("inputs", inputs)
     if targets is not None:
-        _check_tensor("targets", targets)
+        check_tensor("targets", targets)
     if inputs.ndim == 0:
         raise ValueError("inputs must have shape (n, ...), got a scalar; add a batch dimension")
     if len(inputs) == 0:
@@ -68,7 +68,7 @@ def check_logits(logits: Tensor, n: int | None = None, numbers: Tensor | None = 
         TypeError: If it is no tensor.
         ValueError: If the shape is another, or a value is NaN or infinite.
     """
-    _check_tensor("logits", logits)
+    check_tensor("logits", logits)
     _check_shape(logits, n)
     check_finite(logits, numbers)
 
@@ -77,10 +77,34 @@ def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
-def _check_tensor(name: str, value: Any) -> None:
+def check_tensor(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a tensor that holds numbers a model can compute with.
+
+    Args:
+        name: What the argument is called.
+        value: The argument.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is sparse, quantised, of 8-bit floats, or on the meta device.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name} must be a tensor, got {type(value).__name__}; convert it with torch.as_tensor"
+        )
+    if value.layout != torch.strided:
+        raise ValueError(
+            f"{name} must be a dense tensor, got layout {value.layout}; convert it with to_dense()"
+        )
+    if value.is_quantized:
+        raise ValueError(
+            f"{name} must not be quantised, got {value.dtype}; convert it with dequantize()"
+        )
+    if value.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device, without data")
+    if value.is_floating_point() and value.dtype.itemsize == 1:
+        raise ValueError(
+            f"{name} must have at least 16 bits, got {value.dtype}; convert them with .float()"
         )
 
 
@@ -130,7 +154,7 @@ def check_targets(targets: Tensor, num_classes: int) -> None:
         TypeError: If it is no tensor.
         ValueError: If the shape, the dtype or a value is another.
     """
-    _check_tensor("targets", targets)
+    check_tensor("targets", targets)
     if targets.ndim != 1 or not _is_integer(targets):
         raise ValueError(
             "targets must be class numbers of shape (n,) and an integer dtype, "

@@ -135,7 +135,8 @@ def random_inputs(
         A :class:`Noisy` view of the data.
 
     Raises:
-        ValueError: If an argument is out of range, or the inputs are no floating-point tensors.
+        ValueError: If an argument is out of range, the inputs are no floating-point tensors, or
+            their mean or deviation is not finite.
     """
     if statistics not in ("all", "channel", "element"):
         raise ValueError(f'statistics must be "all", "channel" or "element", got {statistics!r}')
@@ -179,4 +180,10 @@ def _mean_and_std(dataset: Any, statistics: str) -> tuple[Tensor, Tensor]:
         dims = [d for d in range(mean.ndim) if d != keep]
         if dims:  # torch takes none as all
             mean, second = mean.mean(dims, keepdim=True), second.mean(dims, keepdim=True)
-    return mean.float(), (second - mean.square()).clamp(min=0).sqrt().float()
+    mean, std = mean.float(), (second - mean.square()).clamp(min=0).sqrt().float()
+    if not bool(mean.isfinite().all() and std.isfinite().all()):
+        raise ValueError(
+            "dataset must give inputs whose mean and deviation are finite in float32, got NaN, "
+            "infinite or too large ones; leave those examples out or scale the inputs"
+        )
+    return mean, std

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from memtools.batch import check_batch, check_chunk_size, unchecked_losses
+from memtools.batch import check_batch, check_chunk_size, check_tensor, unchecked_losses
 from memtools.gradients.layout import is_close
 from memtools.gradients.passes import Norms, Request, norms_of_batch
 from memtools.gradients.remainder import remaining_squares
@@ -25,6 +25,7 @@ def measure(
     verify: int,
 ) -> Norms:
     """Norms of the gradients of all examples, see :func:`memtools.gradient_norms`."""
+    check_tensor("targets", targets)
     check_batch(inputs, targets, tokens=True)
     size = check_chunk_size(chunk_size, len(inputs))
     if verify < 0:
@@ -45,6 +46,7 @@ def measure(
         chunks = zip(inputs.split(size), targets.split(size), strict=True)
         found = [norms_of_batch(forward, x, y, request) for x, y in chunks]
         norms = Norms(_join([f.inputs for f in found]), _join([f.parameters for f in found]))
+        _check_finite(norms)
         if verify:
             _verify(forward, inputs, targets, request, norms, min(verify, len(inputs)))
     return norms
@@ -53,6 +55,17 @@ def measure(
 def _join(parts: list[Tensor | None]) -> Tensor | None:
     given = [part for part in parts if part is not None]
     return torch.cat(given) if given else None
+
+
+def _check_finite(norms: Norms) -> None:
+    for name, values in {"the inputs": norms.inputs, "the weights": norms.parameters}.items():
+        if values is not None and not bool(values.isfinite().all()):
+            first = int((~values.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"the gradient of example {first} with respect to {name} has no finite norm in "
+                f"{values.dtype}: its squares overflow, or the loss has no derivative there; scale "
+                "the inputs, or pass model.double() and inputs.double()"
+            )
 
 
 def _check_all(forward: Forward, inputs: Tensor, targets: Tensor, request: Request) -> None:

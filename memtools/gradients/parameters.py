@@ -60,7 +60,7 @@ def parameter_gradient_norms(
         TypeError: If an argument is of the wrong kind.
         ValueError: If the batch is empty, targets are out of range, logits are not finite, the
             loss is averaged, examples are coupled (by BatchNorm in train mode, for instance), the
-            forward pass draws random numbers, or no weight gets a gradient.
+            forward pass draws random numbers, no weight gets a gradient, or a norm overflows.
         RuntimeError: If ``verify`` finds a difference.
 
     Example:

@@ -71,19 +71,23 @@ def forgetting_time(correct: Tensor) -> Tensor:
     Raises:
         ValueError: If the history is of another shape or has other values.
     """
+    _check(correct)  # before 1 - correct is rounded
     return learning_time(1 - correct)
 
 
 def _compact(correct: Tensor) -> Tensor:
     """The history of every example with its gaps moved to the end."""
+    _check(correct)
+    return correct.gather(1, correct.isnan().to(torch.uint8).argsort(dim=1, stable=True))
+
+
+def _check(correct: Tensor) -> None:
     if correct.ndim != 2:
         raise ValueError(
             f"correct must have shape (n, T), got {tuple(correct.shape)}; "
             "a single example is correct[None]"
         )
-    missing = correct.isnan()
-    if not bool(((correct == 0) | (correct == 1) | missing).all()):
+    if not bool(((correct == 0) | (correct == 1) | correct.isnan()).all()):
         raise ValueError(
             "correct must hold 0, 1 or NaN, got other values; compare predictions with targets"
         )
-    return correct.gather(1, missing.to(torch.uint8).argsort(dim=1, stable=True))

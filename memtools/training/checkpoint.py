@@ -1,5 +1,6 @@
 """State files that survive a kill at any moment and run no code when they are read."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,17 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
 
     Args:
         path: The file to write or replace; its folder is made.
-        state: Tensors, numbers, strings, and lists or dicts of them.
+        state: Tensors, numbers, strings, and lists or dicts of them; it is copied in memory.
+
+    Raises:
+        OSError: If the file cannot be written, on a full disk for instance.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # On a full disk, PyTorch's own writer of files gives no OSError but a RuntimeError of its zip.
+    content = io.BytesIO()
+    torch.save(state, content)
     with replace_atomically(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any] | None:

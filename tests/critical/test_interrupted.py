@@ -106,8 +106,8 @@ def test_nothing_changes_when_the_model_fails(call, k, error, networks):
 def test_control_c(networks, method, request):
     """A signal, at any time of a search that would take for ever."""
     # A shell that starts the tests in the background has them ignore it.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
     model, inputs = prepared(networks)
     inputs = inputs.repeat(200, 1, 1, 1) + 1e-3 * torch.randn(12000, 1, 6, 6)
     before = state_of(model)

@@ -54,13 +54,14 @@ def parameter_gradient_norms(
             mode. The result is then for one draw, from the global random state.
 
     Returns:
-        Norms of shape ``(n,)``, float32 (float64 for a float64 model).
+        Norms of shape ``(n,)``, float32 (float64 for a float64 model); NaN or
+            infinite where squares overflow: inputs of a layer beyond 1.8e19 in float32.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If the batch is empty, targets are out of range, logits are not finite, the
             loss is averaged, examples are coupled (by BatchNorm in train mode, for instance), the
-            forward pass draws random numbers, no weight gets a gradient, or a norm overflows.
+            forward pass draws random numbers, or no weight gets a gradient.
         RuntimeError: If ``verify`` finds a difference.
 
     Example:

@@ -49,11 +49,8 @@ def test_gradient_norms_of_inputs_of_any_size(problem, p):
     model, inputs, targets = problem
     try:
         of_inputs, of_weights = memtools.gradient_norms(model, inputs, targets, p=p)
-    except ValueError as error:
-        largest = float(inputs.detach().double().abs().max())
-        squares_overflow = largest >= math.sqrt(torch.finfo(inputs.dtype).max) / 64
-        if "no finite norm" not in str(error) or not squares_overflow:
-            assert not bool(model(inputs).isfinite().all())
+    except ValueError:
+        assert not bool(model(inputs).isfinite().all())  # the logits overflow
         return
     r = residuals(model, inputs, targets)
     about = torch.finfo(inputs.dtype)
@@ -69,7 +66,10 @@ def test_gradient_norms_of_inputs_of_any_size(problem, p):
     wanted = np.sqrt((r**2).sum(1)) * np.sqrt((x**2).sum(1) + 1)
     found = of_weights.double().numpy()
     reach = slack * np.sqrt((x**2).sum(1) + 1)
-    assert (np.abs(found - wanted) <= reach).all()
+    # Squares overflow beyond the root of the largest number, which is documented and shows.
+    fits = np.abs(x).max(1) < math.sqrt(about.max) / 64
+    assert (np.abs(found - wanted) <= reach)[fits].all()
+    assert not (np.isfinite(found) & (np.abs(found - wanted) > reach)).any()
 
 
 @settings(max_examples=300)
@@ -80,13 +80,12 @@ def test_inputs_that_are_no_numbers_are_refused(problem):
     logits_fail = not bool(model(inputs).isfinite().all())
     for function in (memtools.input_gradient_norms, memtools.parameter_gradient_norms):
         try:
-            found = function(model, inputs, targets)
+            function(model, inputs, targets)
         except ValueError as error:
-            if not any(word in str(error) for word in ("NaN or infinite", "no finite norm")):
+            if "NaN or infinite" not in str(error):
                 raise
         else:
             assert not logits_fail
-            assert bool(found.isfinite().all())
 
 
 def searched(model, inputs, **options):

@@ -124,7 +124,9 @@ def test_control_c(networks, method, request):
 def test_the_process_can_be_interrupted():
     """From outside, with a bar on the screen."""
     script = (
-        "import torch, memtools, sys\n"
+        "import signal, torch, memtools\n"
+        # A job in the background of a shell is born deaf to it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "torch.set_num_threads(1)\n"
         "model = torch.nn.Linear(4, 3).train()\n"
         "print('ready', flush=True)\n"

@@ -256,7 +256,7 @@ def test_which_form_is_taken(form, dtype, monkeypatch):
         (_gram, (3, 1025, 2, 3)), (_gram, (1, 2500, 1, 2)),
         (outer_norms, (2, 6, 2, SCRATCH + 5)), (outer_norms, (700, 40, 100, 100)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )  # fmt: skip
 def test_chunks_and_bands_of_the_reference(compute, shape):
     check(*pair(shape), compute=compute)

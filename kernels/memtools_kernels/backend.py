@@ -8,12 +8,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 __all__ = [
     "DTYPES",
     "HAS_TRITON",
     "INTERPRET",
     "accumulator",
+    "ends_in_reference",
     "jit",
     "precision",
     "without_autocast",
@@ -40,6 +43,26 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type to compute in for tensors of a type."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def ends_in_reference(*tensors: Tensor | None) -> bool:
+    """Whether PyTorch's dispatcher would do nothing but call the reference, on the CPU.
+
+    The detour takes 15 to 70 microseconds, on small inputs longer than the reference itself. Where
+    autograd, a transform, a mode or the compiler is to see one operator, it is no detour.
+    """
+    return (
+        not INTERPRET
+        and not torch.compiler.is_compiling()
+        and peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(t is None or _is_plain(t) for t in tensors)
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    is_known = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+    return is_known and not (tensor.requires_grad and torch.is_grad_enabled())
 
 
 def precision(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator, jit
+from memtools_kernels.arguments import check_dense
+from memtools_kernels.backend import (
+    DTYPES,
+    HAS_TRITON,
+    INTERPRET,
+    accumulator,
+    ends_in_reference,
+    jit,
+)
 from memtools_kernels.splitmix import GOLDEN, mix_, shifted
 
 if HAS_TRITON or TYPE_CHECKING:
@@ -217,6 +225,7 @@ def box_step(
         tensor([[ 0.1000, -0.1000],
                 [ 0.2000,  0.0000]])
     """
+    check_dense(points=points, gradients=gradients, low=low, high=high, unit=unit, sizes=sizes)
     if points.ndim == 0:
         raise ValueError("points must have shape (n, ...), got a 0-d tensor; pass points[None]")
     if points.dtype not in DTYPES:
@@ -246,10 +255,13 @@ def box_step(
         if keys is None or steps is None:
             missing = "keys" if keys is None else "steps"
             raise ValueError(f"{missing} must be given with noise, got None; see box_noise")
+        check_dense(noise=noise, keys=keys, steps=steps)
         noise = _of_an_example("noise", noise, points, dtype)
         for name, x in (("keys", keys), ("steps", steps)):
             _check(name, x, points.shape[:1], torch.int64, points.device)
-    _box_step_op(points, gradients, low, high, unit, sizes, noise, keys, steps)
+    tensors = points, gradients, low, high, unit, sizes, noise, keys, steps
+    run = box_step_reference if ends_in_reference(*tensors) else _box_step_op
+    run(*tensors)
 
 
 def box_noise(keys: Tensor, steps: Tensor, d: int) -> Tensor:
@@ -278,8 +290,9 @@ def box_noise(keys: Tensor, steps: Tensor, d: int) -> Tensor:
         tensor([[ 1.0685,  1.5857, -0.8617],
                 [-0.4571, -0.9637, -0.0082]])
     """
-    if d < 0:
-        raise ValueError(f"d must be at least 0, got {d}; it is the number of elements")
+    check_dense(keys=keys, steps=steps)
+    if not isinstance(d, int) or d < 0:
+        raise ValueError(f"d must be a whole number from 0, got {d}; it is the number of elements")
     _check("keys", keys, keys.shape[:1], torch.int64, keys.device)
     _check("steps", steps, keys.shape, torch.int64, keys.device)
     return _Stream(keys, steps, d, len(keys)).draw(slice(None))

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator, jit
+from memtools_kernels.arguments import check_dense
+from memtools_kernels.backend import (
+    DTYPES,
+    HAS_TRITON,
+    INTERPRET,
+    accumulator,
+    ends_in_reference,
+    jit,
+)
 
 if HAS_TRITON or TYPE_CHECKING:
     import triton
@@ -190,6 +198,7 @@ def gini(values: Tensor, weights: Tensor | None = None) -> Tensor:
         >>> gini(torch.tensor([[0.0, 0.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0]]))
         tensor([0.7500, 0.0000])
     """
+    check_dense(values=values, **({} if weights is None else {"weights": weights}))
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(
             f"values must have shape (k, n) with at least one value in a row, got "
@@ -213,4 +222,5 @@ def gini(values: Tensor, weights: Tensor | None = None) -> Tensor:
                 f"gini has no forward-mode derivative, got {name} with a tangent; pass "
                 f"{name}.detach()"
             )
-    return _gini_op(values, weights)
+    run = gini_reference if ends_in_reference(values, weights) else _gini_op
+    return run(values, weights)

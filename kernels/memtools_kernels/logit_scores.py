@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator, jit
+from memtools_kernels.arguments import check_dense
+from memtools_kernels.backend import (
+    DTYPES,
+    HAS_TRITON,
+    INTERPRET,
+    accumulator,
+    ends_in_reference,
+    jit,
+)
 
 if HAS_TRITON or TYPE_CHECKING:
     import triton
@@ -351,6 +359,7 @@ def logit_scores(
         >>> scores.correct
         tensor([ True, False])
     """
+    check_dense(logits=logits, targets=targets)
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(
             f"logits must have shape (n, C) with at least one class, got {tuple(logits.shape)}; "
@@ -376,7 +385,8 @@ def logit_scores(
             "logit_scores has no forward-mode derivative, got logits with a tangent; pass "
             "logits.detach(), or use torch.nn.functional.cross_entropy inside the function"
         )
-    scores, prediction, gradients = _logit_scores_op(
+    run = logit_scores_reference if ends_in_reference(logits, targets) else _logit_scores_op
+    scores, prediction, gradients = run(
         logits, targets, float(label_smoothing), ignore_index, with_gradients
     )
     correct = (prediction == targets) & (targets != ignore_index) & (prediction >= 0)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from memtools_kernels.backend import HAS_TRITON, INTERPRET, jit, precision, without_autocast
+from memtools_kernels.arguments import check_dense
+from memtools_kernels.backend import (
+    HAS_TRITON,
+    INTERPRET,
+    ends_in_reference,
+    jit,
+    precision,
+    without_autocast,
+)
 from memtools_kernels.lookup_norms import check_lookups
 
 if HAS_TRITON or TYPE_CHECKING:
@@ -165,6 +173,7 @@ def lookup_dots(indices: Tensor, gradients: Tensor, rows: Tensor, columns: Tenso
         >>> lookup_dots(torch.tensor([[1, 0]]), torch.tensor([[[1.0], [10.0]]]), rows, columns)
         tensor([36.])
     """
+    check_dense(indices=indices, gradients=gradients, rows=rows, columns=columns)
     fits = (
         gradients.ndim == rows.ndim == columns.ndim == 3
         and indices.shape == gradients.shape[:2]
@@ -178,4 +187,9 @@ def lookup_dots(indices: Tensor, gradients: Tensor, rows: Tensor, columns: Tenso
             f"and (n, T, d), got {', '.join(map(str, shapes))}"
         )
     check_lookups("lookup_dots", indices, gradients=gradients, rows=rows, columns=columns)
-    return _lookup_dots_op(indices, gradients, rows, columns)
+    run = (
+        lookup_dots_reference
+        if ends_in_reference(indices, gradients, rows, columns)
+        else _lookup_dots_op
+    )
+    return run(indices, gradients, rows, columns)

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, accumulator, jit
+from memtools_kernels.arguments import check_dense
+from memtools_kernels.backend import (
+    DTYPES,
+    HAS_TRITON,
+    INTERPRET,
+    accumulator,
+    ends_in_reference,
+    jit,
+)
 from memtools_kernels.row_norms import row_norms_reference
 
 if HAS_TRITON or TYPE_CHECKING:
@@ -160,13 +168,15 @@ def lookup_norms(indices: Tensor, gradients: Tensor) -> Tensor:
         >>> lookup_norms(torch.tensor([[7, 5, 7]]), torch.tensor([[[1.0], [2.0], [3.0]]]))
         tensor([20.])
     """
+    check_dense(indices=indices, gradients=gradients)
     if gradients.ndim != 3 or indices.shape != gradients.shape[:2]:
         raise ValueError(
             "indices and gradients must have shapes (n, T) and (n, T, d), got "
             f"{tuple(indices.shape)} and {tuple(gradients.shape)}"
         )
     check_lookups("lookup_norms", indices, gradients=gradients)
-    return _lookup_norms_op(indices, gradients)
+    run = lookup_norms_reference if ends_in_reference(indices, gradients) else _lookup_norms_op
+    return run(indices, gradients)
 
 
 def check_lookups(operator: str, indices: Tensor, **others: Tensor) -> None:

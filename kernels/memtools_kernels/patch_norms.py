@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from memtools_kernels.arguments import check_dense
 from memtools_kernels.backend import (
     DTYPES,
     HAS_TRITON,
     INTERPRET,
     accumulator,
+    ends_in_reference,
     without_autocast,
 )
 from memtools_kernels.chunks import SCRATCH, in_chunks, join, split
@@ -250,6 +252,7 @@ def patch_norms(
         >>> patch_norms(images, vectors, kernel_size=(3, 3))  # 3 * 2 * 9 weights, 4^2 for each
         tensor([864.])
     """
+    check_dense(images=images, vectors=vectors)
     dims = len(kernel_size)
     ones = (1,) * dims
     window = Window(
@@ -263,6 +266,10 @@ def patch_norms(
             "kernel_size, stride, padding and dilation must have equally many entries, 1 to 3, got "
             f"{', '.join(str(entry) for entry in window)}"
         )
+    names = ("kernel_size", "stride", "padding", "dilation")
+    for name, entries, least in zip(names, window, (1, 1, 0, 1), strict=True):
+        if any(not isinstance(entry, int) or entry < least for entry in entries):
+            raise ValueError(f"{name} must hold whole numbers from {least}, got {entries}")
     several = images.ndim == dims + 3
     fits = images.ndim == vectors.ndim and images.ndim in (dims + 2, dims + 3)
     if not fits or images.shape[: 1 + several] != vectors.shape[: 1 + several]:
@@ -289,4 +296,6 @@ def patch_norms(
             )
     if images.device != vectors.device:
         raise TypeError(f"vectors must be on {images.device} like images, got {vectors.device}")
+    if ends_in_reference(images, vectors):
+        return patch_norms_reference(images, vectors, window, groups)
     return _patch_norms_op(images, vectors, *window, groups)

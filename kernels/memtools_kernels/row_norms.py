@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, jit
+from memtools_kernels.arguments import check_dense
+from memtools_kernels.backend import DTYPES, HAS_TRITON, INTERPRET, ends_in_reference, jit
 
 if HAS_TRITON or TYPE_CHECKING:
     import triton
@@ -256,6 +257,7 @@ def row_norms(x: Tensor | Sequence[Tensor], p: float = 2, *, squared: bool = Fal
                 f"x must be a tensor or a sequence of tensors, got {type(one).__name__} among its "
                 "elements; convert it, for example by torch.as_tensor"
             )
+        check_dense(x=one)
         if one.ndim == 0:
             raise ValueError(
                 "x must have shape (n, ...), got a 0-d tensor; for one row, pass x[None]"
@@ -288,4 +290,5 @@ def row_norms(x: Tensor | Sequence[Tensor], p: float = 2, *, squared: bool = Fal
         raise ValueError(
             f"p must be 1, 2 or math.inf, got {p!r}; for others, use torch.linalg.vector_norm"
         )
-    return _row_norms_op(xs, order, squared)
+    run = row_norms_reference if ends_in_reference(*xs) else _row_norms_op
+    return run(xs, order, squared)

@@ -179,8 +179,7 @@ def coverage(
 
 def _order(values: Tensor, hardest: bool) -> Tensor:
     """Positions from the first to be kept to the last; NaN last, equal ones by index."""
-    keys = -values if hardest else values
-    return keys.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).argsort(stable=True)
+    return (-values if hardest else values).argsort(stable=True)
 
 
 def _of_each(order: Tensor, targets: Any, choose: Callable[[Tensor], Tensor]) -> Tensor:

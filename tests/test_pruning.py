@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from memtools import Ledger, pruning
 from memtools.suspects import label_issues, suspects
 
-SCORES = st.lists(st.integers(-3, 3).map(float) | st.just(math.nan), max_size=12)
+SCORES = st.lists(
+    st.integers(-3, 3).map(float) | st.sampled_from([math.nan, math.inf, -math.inf]), max_size=12
+)
 
 
 def sorted_indices(scores, hardest):
@@ -51,6 +53,12 @@ def test_a_threshold_is_kept_or_dropped(scores, threshold, hardest):
     assert pruning.keep(scores, **options).tolist() == expected
     left = sorted(set(range(len(scores))) - set(expected))
     assert pruning.drop(scores, **options).tolist() == left
+
+
+def test_what_has_no_score_comes_after_what_has_the_least():
+    assert pruning.keep([math.nan, -math.inf], 0.5).tolist() == [1]
+    assert pruning.keep([math.nan, math.inf], 0.5, hardest=False).tolist() == [1]
+    assert pruning.window([-math.inf, math.nan], 0, 0.5).tolist() == [1]  # NaN is the easiest
 
 
 @given(SCORES, st.lists(st.floats(0, 1), max_size=4), st.booleans())

@@ -137,6 +137,45 @@ def test_a_million_float32_values_are_summed_in_float64():
     assert float(gini(x)) == pytest.approx(float(exact), rel=torch.finfo(torch.float32).eps)
 
 
+def test_the_curve_of_float32_values_is_summed_in_float64():
+    x = torch.rand(100_000, generator=torch.Generator().manual_seed(0)) + 1000
+    assert torch.equal(lorenz_curve(x), lorenz_curve(x.double()).float())
+
+
+@given(values, st.data())
+def test_whole_weights_are_repetitions(numbers, data):
+    n = len(numbers)
+    weights = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n).filter(any))
+    repeated = as_float64(numbers).repeat_interleave(torch.tensor(weights))
+    found = float(gini(as_float64(numbers), weights))
+    assert found == pytest.approx(float(gini(repeated)), abs=TOLERANCE)
+
+
+def test_each_row_has_its_weights():
+    x, weights = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[3.0, 1.0], [0.5, 0.5]])
+    assert gini(x, weights).tolist() == [0.75, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ([1.0], r"weights must have the shape of values, \(2,\), and not all .* got \(1,\)"),
+        ([0.0, 0.0], r"not all be zero in a row"),
+        ([1.0, -1.0], r"weights must be nonnegative, got -1\.0"),
+        ([1.0, float("nan")], r"weights must be finite"),
+        ([], r"weights must hold at least one value"),
+    ],
+)
+def test_weights_that_are_none(weights, text):
+    with pytest.raises(ValueError, match=text):
+        gini([1.0, 2.0], weights)
+
+
+def test_one_row_without_any_weight_is_refused():
+    with pytest.raises(ValueError, match="not all be zero in a row"):
+        gini(torch.ones(2, 2), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+
+
 def test_autocast_does_not_round():
     x = torch.rand(100, generator=torch.Generator().manual_seed(0))
     expected = gini(x), lorenz_curve(x)

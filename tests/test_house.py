@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Ground floor first. Within a floor, modules may import each other.
 FLOORS = [
     {"memtools_kernels"},
-    {"batch", "extras", "files", "guard", "progress", "seeds"},
+    {"batch", "extras", "files", "guard", "lock", "progress", "seeds"},
     {
         "critical", "data", "gradients", "inequality", "models", "pruning", "scores",
         "sensitivity", "suspects",

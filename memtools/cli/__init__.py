@@ -11,6 +11,7 @@ from memtools.cli.all import add_all, add_report
 from memtools.cli.doctor import add_doctor
 from memtools.cli.score import add_score
 from memtools.cli.study import add_study
+from memtools.cli.text import plain
 
 __all__ = ["main"]
 
@@ -39,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
             raise
-        print(f"memtools: {_one_line(error)}", file=sys.stderr)
+        print(f"memtools: {plain(_one_line(error))}", file=sys.stderr)
         return BAD_INPUT
     except FloatingPointError as error:
-        print(f"memtools: {error} and name another --out than {out}", file=sys.stderr)
+        print(f"memtools: {plain(str(error))} and name another --out than {out}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("\nmemtools: interrupted; the same command with --resume goes on", file=sys.stderr)

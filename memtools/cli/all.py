@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from memtools.cli.study import add_sharing, run_study
+from memtools.cli.text import plain
 
 __all__ = ["add_all", "add_report"]
 
@@ -87,5 +88,5 @@ def _run_report(folders: list[Path], out: Path | None) -> None:
     page = write_joined(runs, folders[0] / "report.html" if out is None else out)
     console = Console(highlight=False, markup=False)  # names are anybody's
     for line in claims_in_words(runs):
-        console.print(f"• {line}")
+        console.print(plain(f"• {line}"))
     console.print(f"\nReport: {page.resolve().as_uri()}", soft_wrap=True)

@@ -52,14 +52,18 @@ def _run_score(out: Path, resume: bool, device: str, workers: int, **given: Any)
     from memtools.training.devices import resolve_device
 
     require("pyarrow")
-    options = ((recorded_settings(out) if resume else None) or {}) | given
+    recorded = (recorded_settings(out) if resume else None) or {}
     factories = {}
     for name in ("model", "data"):
-        factories[name] = options.pop(name, None)
-        if factories[name] is None:
+        before = recorded.pop(name, None)  # which is not called: the folder may be anybody's
+        if name not in given:
+            found = "" if before is None else f"; the scores in {out} were made with {before!r}"
             raise ValueError(
-                f"--{name} is missing; give package.module:function or path/to/file.py:function"
+                f"--{name} is missing; give package.module:function or "
+                f"path/to/file.py:function{found}"
             )
+        factories[name] = given.pop(name)
+    options = recorded | given
     place = resolve_device(device)
     model = call_factory("model", factories["model"])
     if not isinstance(model, nn.Module):

@@ -1,7 +1,6 @@
 """``memtools study NAME``: one experiment, from its options to its report."""
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -13,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from memtools.cli.text import plain
 from memtools.extras import require
+from memtools.files import read_json
 
 __all__ = ["SIZES", "add_sharing", "add_study", "progress", "run_study"]
 
@@ -21,6 +22,8 @@ SIZES = {
     "quick": "a small run: minutes for all studies",
     "full": "the paper's sizes, for a GPU",
 }
+NOT_OF_A_FILE = {"download": False}
+"""Settings that a file does not decide: nothing is fetched, and put into a folder, unasked."""
 PATIENCE = 600
 """Seconds for which a process of torchrun waits for the first one to begin the run."""
 
@@ -137,8 +140,8 @@ def run_study(
     if recorded is None:
         config = study.Config.suited(size, **given)
     else:
-        _check_names(f"out {out}", recorded, study.Config, "name another --out")
-        config = study.Config(**recorded | given)
+        _check_settings(f"out {out}", recorded, study.Config, "name another --out")
+        config = study.Config(**recorded | NOT_OF_A_FILE | given)
     data = study.prepare(config)
     with progress(len(study.cells(config)) * getattr(config, "epochs", 1)) as tell:
         folder = sweep(config, out, processes=processes, data=data, progress=tell)
@@ -150,23 +153,37 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     from memtools.studies import STUDIES
 
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         study, settings = config["study"], dict(config["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"config {path} is no config.json of a run ({error})") from error
     if study != name:
         raise ValueError(f"config {path} is of the study {study}, not of {name}")
-    _check_names(f"config {path}", settings, STUDIES[name].Config, "use the one it was made by")
-    return settings
+    _check_settings(f"config {path}", settings, STUDIES[name].Config, "use the one it was made by")
+    return settings | NOT_OF_A_FILE
 
 
-def _check_names(where: str, settings: dict[str, Any], config: Any, remedy: str) -> None:
+def _check_settings(where: str, settings: dict[str, Any], config: Any, remedy: str) -> None:
+    """Refuse settings out of a file, whoever has written it, that are not those of the study."""
+    kinds = get_type_hints(config)
     known = {setting.name for setting in fields(config)}
     if unknown := settings.keys() ^ known:
         raise ValueError(
             f"{where} was made by another version of memtools, with other settings "
             f"({', '.join(sorted(unknown))}); {remedy}"
         )
+    for name, value in settings.items():
+        if not _fits(value, kinds[name]):
+            raise ValueError(f"{where} holds {name} {value!r}, which is of another kind; {remedy}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value, as JSON gives it, is of the kind of a setting."""
+    if get_origin(kind) is types.UnionType:
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(one, get_args(kind)[0]) for one in value)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 @contextmanager
@@ -230,14 +247,14 @@ def _show(folder: Any, config: Any, data: Any, summary: Any) -> None:
     page = write_report(folder, config, data, summary)
     console = Console(highlight=False, markup=False)  # names are anybody's
     for content in summary.tables:
-        table = Table(title=content.title, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        table = Table(title=plain(content.title), box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         for number, column in enumerate(content.columns):
             justify = "right" if number else "left"
             whole = (number == 0) != content.is_wordy
-            table.add_column(column, justify=justify, no_wrap=whole, overflow="fold")
+            table.add_column(plain(column), justify=justify, no_wrap=whole, overflow="fold")
         for row in content.rows:
-            table.add_row(*row)
+            table.add_row(*map(plain, row))
         console.print(table)
     for sentence in summary.sentences:
-        console.print(f"• {sentence}")
+        console.print(plain(f"• {sentence}"))
     console.print(f"\nReport: {page.resolve().as_uri()}", soft_wrap=True)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from memtools.files import refuse_links
 from memtools.ledger import parquet
 from memtools.ledger.arguments import checked_indices, checked_scores
 from memtools.ledger.log import DTYPES, Log, described
@@ -67,6 +68,8 @@ class Ledger:
             raise ValueError(f'dtype must be "float32" or "float16", got {dtype!r}')
         self.num_examples, self.dtype = num_examples, dtype
         self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            refuse_links(self.folder)
         own = None if self.folder is None else self.folder / name_of_log(rank())
         if own is not None and own.exists() and not resume:
             raise ValueError(
@@ -95,6 +98,7 @@ class Ledger:
         logs = sorted(Path(folder).glob("log-*"))
         if not logs:
             raise ValueError(f"folder {folder} holds no ledger")
+        refuse_links(Path(folder))
         about = described(logs[0])
         ledger = cls(about["num_examples"], dtype=about["dtype"])
         ledger.folder, ledger._is_read_only = Path(folder), True
@@ -284,6 +288,10 @@ class Ledger:
             values = {name: history[index, step] for name, history in columns.items()}
             ledger._log.append(step, index, values)
         return ledger
+
+    def __getstate__(self) -> dict[str, Any]:
+        """By its place, if it has one: a log is open, and locked, in one process only."""
+        return vars(self) | ({} if self.folder is None else {"_opened": {}})
 
     def _logs(self) -> Sequence[Log]:
         """The logs of all processes."""

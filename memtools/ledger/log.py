@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memtools.files import write_text
+from memtools.files import read_json, write_text
 from memtools.ledger.vectors import FileVector, MemoryVector
+from memtools.lock import Lock
 
 __all__ = ["ABOUT", "DTYPES", "Log", "described"]
 
@@ -33,7 +34,8 @@ class Log:
             process may be writing, and only what is there now is seen.
 
     Raises:
-        ValueError: If the folder holds a log of other examples or another dtype, or none of ours.
+        ValueError: If the folder holds a log of other examples or another dtype, or none of ours,
+            if it is damaged, or if another process adds to it.
     """
 
     def __init__(
@@ -41,11 +43,11 @@ class Log:
     ) -> None:
         self._num_examples, self._dtype, self._folder = num_examples, dtype, folder
         self.writable = writable
+        self._lock = Lock(folder, "folder") if folder is not None and writable else None
         self._index_dtype = np.uint32 if num_examples <= 1 << 32 else np.int64
         self._first_rows: dict[str, int] = {}
         if folder is not None:
-            if writable:
-                folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_others()
             self._first_rows = self._recorded_columns(folder)
         # Of each update: the number of its step, and of rows after it.
         self._updates = self._vector("updates", np.int64)
@@ -82,6 +84,12 @@ class Log:
         self, step: int, index: NDArray[np.int64], values: dict[str, NDArray[np.float32]]
     ) -> None:
         """Add the rows of one update; a column begins with its first row."""
+        self._refuse_others()
+        if len(self._updates) != 2 * self._count:
+            raise ValueError(
+                f"folder {self._folder} has been added to by another ledger since this one was "
+                "opened; go on with that one, or open it again with resume=True"
+            )
         values = values if len(index) else {}
         missing = np.full(len(index), np.nan, self._dtype)
         try:
@@ -102,9 +110,14 @@ class Log:
 
     def rewind(self, step: int) -> None:
         """Forget all updates after a step."""
+        self._refuse_others()
         kept = int(np.searchsorted(self.updates()[:, 0], step, side="right"))
         self._updates.truncate(2 * kept)
         self._recover()
+
+    def _refuse_others(self) -> None:
+        if self._lock is not None:
+            self._lock.take(shared=False)
 
     def _recover(self) -> None:
         """Leave out what a killed process did not finish."""
@@ -112,6 +125,11 @@ class Log:
         for name, column in self._columns.items():
             whole = min(whole, self._first_rows[name] + len(column))
         self._count = len(self._updates) // 2
+        if (np.diff(self.updates(), axis=0, prepend=0) < 0).any():
+            raise ValueError(
+                f"{self._folder}/updates is damaged; begin a ledger in another folder, or put back "
+                "the one that a checkpoint was made with"
+            )
         self._count = int(np.searchsorted(self.updates()[:, 1], whole, side="right"))
         # Step of the last update and rows after it; -1 and none before the first.
         self.step, self.rows = map(int, self.updates()[-1]) if self._count else (-1, 0)
@@ -162,7 +180,7 @@ def described(folder: Path) -> dict[str, Any]:
     """What the log in a folder says about itself; raises ValueError where it is none of ours."""
     file = folder / ABOUT
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = read_json(file)
         num_examples, dtype = int(about["num_examples"]), str(about["dtype"])
         columns = {str(name): int(row) for name, row in about["columns"].items()}
         is_ours = about["format"] == FORMAT and dtype in DTYPES and num_examples > 0

@@ -1,6 +1,5 @@
 """One page for several studies: what became of every claim, then each study."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memtools.files import write_text
+from memtools.files import read_json, refuse_links, write_text
 from memtools.report.page import svg_uri, template
 from memtools.studies.claims import CLAIMS, Verdict
 from memtools.studies.summary import Table
@@ -101,13 +100,14 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 def _read(path: Path) -> FinishedRun:
     def content(name: str) -> Any:
-        return json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
+        return read_json(path / f"{name}.json")
 
     try:
         verdicts = content("verdicts") if (path / "verdicts.json").exists() else []
         verdicts = [Verdict(**verdict) for verdict in verdicts]
         run = FinishedRun(path, content("config"), content("summary"), verdicts)
         _check(run)
+        refuse_links(path)
         return run
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(

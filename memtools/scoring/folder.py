@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtools.extras import require
-from memtools.files import replace_atomically, write_text
-from memtools.scoring.lock import LOCK
+from memtools.files import read_json, refuse_links, replace_atomically, write_text
+from memtools.lock import LOCK
 from memtools.scoring.wanted import CRITICAL
 
 __all__ = ["Chunks", "ScoreFolder", "recorded_settings"]
@@ -75,14 +75,16 @@ class ScoreFolder:
         if path.is_dir() and all(p.name.endswith(".tmp") or p.name == LOCK for p in path.iterdir()):
             return None
         try:
-            about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+            about = read_json(path / ABOUT)
             _flat(about)
-            return cls(path, about)
+            folder = cls(path, about)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"out {path} exists and is no folder of scores (no {ABOUT} that can be read); "
                 "name another one"
             ) from error
+        refuse_links(path)
+        return folder
 
     @classmethod
     def begin(cls, path: Path, about: dict[str, Any]) -> "ScoreFolder":

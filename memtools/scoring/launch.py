@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from memtools.lock import Lock
 from memtools.scoring.folder import ScoreFolder
-from memtools.scoring.lock import Lock
 from memtools.training.devices import Ranks, process_group
 
 __all__ = ["Share", "described", "shared_folder"]

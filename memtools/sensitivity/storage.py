@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class FileStorage(Storage):
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 tensors = {name: torch.from_numpy(arrays[name]).to(device) for name in arrays}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise ValueError(
                 f"store {path} cannot be read ({error}); update {updates + 1} cannot be replayed, "
                 "record the training again"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from memtools.extras import require
-from memtools.files import replace_atomically, write_text
+from memtools.files import read_json, refuse_links, replace_atomically, write_text
 
 __all__ = ["Log", "RunFolder", "read_parquet", "write_parquet"]
 
@@ -46,19 +46,13 @@ class RunFolder:
             return None
         if path.is_dir() and all(p.name.endswith(".tmp") for p in path.iterdir()):
             return None
-        try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            recorded, settings = config["study"], config["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        config = _config(path)
+        if config["study"] != study:
             raise ValueError(
-                f"out {path} exists and is no run folder (no config.json that can be read); "
-                "name another one"
-            ) from error
-        if recorded != study:
-            raise ValueError(
-                f"out {path} holds a run of the study {recorded}, not of {study}; name another one"
+                f"out {path} holds a run of the study {config['study']}, not of {study}; name "
+                "another one"
             )
-        return settings
+        return config["settings"]
 
     @classmethod
     def open(cls, path: Path, study: str, settings: dict[str, Any], device: str) -> "RunFolder":
@@ -90,10 +84,10 @@ class RunFolder:
                 raise ValueError(
                     f"out {path} cannot be written ({error.strerror}); name another folder"
                 ) from error
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = _config(path)
         for name, value in settings.items():
             before = config["settings"].get(name)
-            if before != value:
+            if before != value and name != "download":
                 raise ValueError(
                     f"out {path} holds a run with {name} {before!r}, got {value!r}; "
                     "resume with the same settings, or name another folder"
@@ -183,9 +177,9 @@ class Log:
             end += len(line)
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") or not isinstance(row, dict):
                 return
             yield row, end
 
@@ -207,6 +201,23 @@ def read_parquet(path: Path) -> dict[str, list[Any]]:
         return require("pyarrow.parquet").read_table(path).to_pydict()
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read; remove it and resume the run") from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What ``config.json`` holds, whoever has written it."""
+    try:
+        config = read_json(path / "config.json")
+        found = config["study"], config["settings"], config["device"], config["versions"]["torch"]
+        kinds = str, dict, str, str
+        if not all(isinstance(value, kind) for value, kind in zip(found, kinds, strict=True)):
+            raise TypeError("config.json holds something else than it should")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"out {path} exists and is no run folder (no config.json that can be read); "
+            "name another one"
+        ) from error
+    refuse_links(path)
+    return config
 
 
 def _versions() -> dict[str, str]:

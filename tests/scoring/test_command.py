@@ -68,13 +68,13 @@ def test_a_run_is_resumed_when_asked_with_the_settings_it_has(outcome):
     assert len(lines) == 1
     assert "holds scores already; add --resume" in lines[0]
     Path("out", "part-000002.parquet").unlink()
-    code, lines = outcome("--out", "out", "--resume")
+    code, lines = outcome(*MODEL, *DATA, "--out", "out", "--resume")
     assert code == 0
     assert any("1 of 1 chunks" in line for line in lines)
-    code, lines = outcome("--out", "out", "--resume", "--batch-size", "8")
+    code, lines = outcome(*MODEL, *DATA, "--out", "out", "--resume", "--batch-size", "8")
     assert code == 2
     assert "batch_size 2, got 8" in lines[0]
-    code, lines = outcome("--out", "out", "--resume")
+    code, lines = outcome(*MODEL, *DATA, "--out", "out", "--resume")
     assert code == 0
     assert "nothing left to do" in lines[0]
 

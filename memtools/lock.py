@@ -1,4 +1,4 @@
-"""A lock that the processes of one launch share, and that keeps other launches out."""
+"""A lock that keeps other processes out of a folder, or other launches."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,14 +11,18 @@ LOCK = ".lock"
 
 
 class Lock:
-    """The lock of a folder, not taken yet; given back at the end of a block, or with the process.
+    """The lock of a folder, not taken yet.
+
+    It is given back at the end of a block, with this object, or with the process, however it ends.
+    A process that is forked from one that has it does not have it.
 
     Args:
         path: The folder; it is made when the lock is taken.
+        argument: What the folder is called in errors.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, argument: str = "out") -> None:
+        self._path, self._where = path, f"{argument} {path}"
         self._file: IO[Any] | None = None
 
     def __enter__(self) -> "Lock":
@@ -34,13 +38,13 @@ class Lock:
             self._file.close()
 
     def take(self, *, shared: bool) -> None:
-        """Take the lock, or change it.
+        """Take the lock, change it, or make sure that it is still there.
 
         Args:
             shared: Whether other processes may have it as well, so long as all share it.
 
         Raises:
-            ValueError: If a process of another launch has it, or the folder cannot be written.
+            ValueError: If another process has it, or the folder cannot be written.
         """
         try:
             if self._file is None:
@@ -48,7 +52,7 @@ class Lock:
                 self._file = (self._path / LOCK).open("a+b")
         except OSError as error:
             raise ValueError(
-                f"out {self._path} cannot be written ({error.strerror}); name another folder"
+                f"{self._where} cannot be written ({error.strerror}); name another folder"
             ) from error
         try:
             import fcntl
@@ -60,8 +64,7 @@ class Lock:
             fcntl.lockf(self._file, kind | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise ValueError(
-                f"out {self._path} is in use by another process; wait for it, or name another "
-                "folder"
+                f"{self._where} is in use by another process; wait for it, or name another folder"
             ) from error
         except OSError:
             return  # a file system without locks

@@ -671,7 +671,7 @@ def test_errors(error, wrong, message):
     [
         (
             ValueError, (COUNTS, COUNTS, -1),
-            "d must be at least 0, got -1; it is the number of elements",
+            "d must be a whole number from 0, got -1; it is the number of elements",
         ),
         (
             ValueError, (COUNTS[None], COUNTS, 3),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import memtools
-from memtools import cli, models
+from memtools import cli, models, seeds
 from memtools.data import Tensors
 from memtools.scoring import score
 from memtools.studies import capacity
@@ -135,7 +135,7 @@ def data() -> Tensors:
 
 
 def network(seed: int) -> nn.Module:
-    with memtools.seeds.seeded(seed, "weights"):
+    with seeds.seeded(seed, "weights"):
         return models.MLP((12,), CLASSES, width=16)
 
 

@@ -67,3 +67,13 @@ def test_every_engine_of_an_ensemble_is_timed(tmp_path):
         times = [t for key, t in case["microseconds"].items() if key.split(",")[0] == name]
         assert times
         assert all(0 < t["p20"] <= t["median"] <= t["p80"] for t in times)
+
+
+def test_floors_of_gradient_norms_run(tmp_path):
+    rows = rows_of("bench.floors", "floors.csv", tmp_path, "--only", "linear-4d")
+    ways = {row["way"] for row in rows}
+    assert ways == {
+        "pass to the inputs", "products of matrices", "parameter norms", "both norms",
+        "step with the inputs' gradient", "watched step",
+    }  # fmt: skip
+    assert all(0 < float(row["ratio_p20"]) <= float(row["ratio_p80"]) for row in rows)

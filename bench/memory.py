@@ -75,6 +75,43 @@ def _measure(
     to.send((peak_kib() - before) / 1024)
 
 
+def peak_of_fork(run: Callable[[], object]) -> float:
+    """Resident memory that a call needs at its peak, in MiB, in a fork of this process.
+
+    Quick, since nothing is imported or prepared anew. NaN where there is no ``/proc``.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return math.nan
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            give_back_at_once()
+            forget_peak()
+            before = resident_kib()
+            run()
+            theirs.send((peak_kib() - before) / 1024)
+        finally:
+            os._exit(0)
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        return math.nan
+    finally:
+        os.waitpid(child, 0)
+
+
+def give_back_at_once() -> None:
+    """From here on, memory that is freed leaves the process, as does what is free already."""
+    trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(trim_threshold, 65536)
+        library.mallopt(mmap_threshold, 65536)
+        library.malloc_trim(0)
+
+
 def forget_peak() -> None:
     """Begin anew with what :func:`peak_kib` gives."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -48,16 +48,25 @@ FULL, QUICK = Effort(share=1.5, fewest=5), Effort(share=0.1, fewest=2, most=5, f
 
 
 def in_turn(
-    reference: Callable[[], object], others: Mapping[str, Make], effort: Effort
+    reference: Callable[[], object],
+    others: Mapping[str, Make],
+    effort: Effort,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time calls beside a reference, in rounds in which each of them runs at most once.
+
+    Args:
+        reference: What the others are compared with.
+        others: By name, what makes them.
+        effort: How long to go on.
+        clock: ``time.process_time`` leaves out what other processes take of a busy machine.
 
     Returns:
         Timings by name; that of the reference, with the ratio 1, under the empty name.
     """
     makes: dict[str, Make] = {"": lambda: reference, **others}
     # Also warms up what the first call of a process does.
-    once = {name: _seconds(make()) for name, make in makes.items()}
+    once = {name: _seconds(make(), clock) for name, make in makes.items()}
     rounds = effort.rounds(once)
     total = rounds[""] = max(rounds.values())
     seconds: dict[str, list[float]] = {name: [] for name in makes}
@@ -68,17 +77,17 @@ def in_turn(
         names = [name for name, n in rounds.items() if (r + 1) * n // total > r * n // total]
         # What ran before leaves its traces in the caches: everybody gets every neighbour.
         order.shuffle(names)
-        now = {name: _seconds(makes[name]()) for name in names}
+        now = {name: _seconds(makes[name](), clock) for name in names}
         for name in names:
             seconds[name].append(now[name])
             ratios[name].append(now[name] / now[""])
     return {name: _timing(seconds[name], ratios[name]) for name in makes}
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _timing(seconds: list[float], ratios: list[float]) -> Timing:

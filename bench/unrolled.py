@@ -55,13 +55,13 @@ def recorded(training: Training, every: int = 1) -> TrainingTape:
     return tape
 
 
-def unrolled(training: Training, times: Sequence[int]) -> Tensor:
-    """One graph through all updates, and one sweep back for each evaluation time."""
+def one_graph(training: Training, updates: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """The inputs, and the weights after each update as functions of them."""
     model, inputs, targets, batches = training
     x = inputs.clone().requires_grad_()
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     history = [weights]
-    for batch in batches[: max(times)]:
+    for batch in batches[:updates]:
         loss = F.cross_entropy(functional_call(model, weights, (x[batch],)), targets[batch])
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         weights = {
@@ -69,9 +69,16 @@ def unrolled(training: Training, times: Sequence[int]) -> Tensor:
             for (name, w), g in zip(weights.items(), gradients, strict=True)
         }
         history.append(weights)
+    return x, history
+
+
+def unrolled(training: Training, times: Sequence[int]) -> Tensor:
+    """One graph through all updates, and one sweep back for each evaluation time."""
+    x, history = one_graph(training, max(times))
     rows = []
     for time in times:
-        loss = F.cross_entropy(functional_call(model, history[time], (x,)), targets)
+        logits = functional_call(training.model, history[time], (x,))
+        loss = F.cross_entropy(logits, training.targets)
         (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
         rows.append(gradient.flatten(1).abs().sum(1))
     return torch.stack(rows)

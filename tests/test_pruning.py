@@ -90,6 +90,29 @@ def test_coverage_is_even_where_scores_are_not():
     assert places.bincount().tolist() == [5] * 10
 
 
+def test_coverage_takes_all_that_there_is_room_for():
+    assert pruning.coverage([0.0, 1.0, 2.0, 3.0], 0.75, drop_hardest=0.25).tolist() == [0, 1, 2]
+    assert pruning.coverage([5.0, 5.0], 1.0, strata=1).tolist() == [0, 1]
+    assert pruning.coverage([0.0, 1.0], 0.0).tolist() == []
+
+
+def test_coverage_draws_from_its_generator_alone():
+    def draw(seed):
+        return pruning.coverage(range(100), 0.1, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(0), pruning.coverage(range(100), 0.1))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_strata_are_of_equal_width_from_the_least_score_to_the_largest():
+    scores = [10.0, 10.9, 11.1, 12.0]  # two strata of width 1, one example of each
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        low, high = pruning.coverage(scores, 0.5, strata=2, generator=generator).tolist()
+        assert low in (0, 1)
+        assert high in (2, 3)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -100,6 +123,11 @@ def test_coverage_is_even_where_scores_are_not():
         (lambda: pruning.drop([[1.0]], 0.5), r"scores must be real numbers of shape \(n,\)"),
         (lambda: pruning.keep([1.0], 0.5, targets=[1, 2]), "one entry for each of the 1 scores"),
         (lambda: pruning.keep([1.0], threshold=1, targets=[1]), "targets must be None with a thre"),
+        (lambda: pruning.window([1.0], -0.1, 0.2), "begin must lie between 0 and 1, got -0.1"),
+        (lambda: pruning.window([1.0], 0.1, 1.2), "end must lie between 0 and 1, got 1.2"),
+        (lambda: pruning.keep([1j], 0.5), "scores must be real numbers .* got torch.complex64"),
+        (lambda: pruning.coverage([1.0], 1.2), "share must lie between 0 and 1, got 1.2"),
+        (lambda: pruning.coverage([1.0], 0.2, drop_hardest=2), "drop_hardest must lie between"),
         (lambda: pruning.window([1.0], 0.5, 0.2), "begin must not lie after end, got 0.5 and 0.2"),
         (lambda: pruning.coverage([math.nan], 0.5), "scores must be finite, got NaN or infinity"),
         (lambda: pruning.coverage([1.0], 0.9, drop_hardest=1), "share must leave room for"),
@@ -139,6 +167,22 @@ def test_a_share_of_suspects_is_in_the_order_of_the_losses():
         suspects(table, share=-1)
 
 
+def test_a_reason_is_in_numbers_that_anyone_can_check():
+    table = trained().scores()
+    (reason,) = suspects(table)["reason"]
+    assert reason == "right at 0 of 3 presentations, mean probability of the label 0.02"
+    assert suspects(table, share=0.5)["reason"][1].startswith("right at 2 of 3 presentations, ")
+
+
+def test_columns_are_those_that_there_is_something_for():
+    table = trained().scores()
+    assert suspects(table).keys() == {"index", "score", "reason"}
+    issues = label_issues(table, [3, 4, 5, 6])
+    assert issues.keys() == {"is_label_issue", "label_score", "given_label"}
+    assert issues["given_label"].tolist() == [3, 4, 5, 6]
+    assert np.isnan(issues["label_score"][3])
+
+
 def test_label_issues_have_the_columns_of_cleanlab():
     pandas = pytest.importorskip("pandas")
     table = trained().scores()
@@ -149,5 +193,8 @@ def test_label_issues_have_the_columns_of_cleanlab():
     cleanlab = pytest.importorskip("cleanlab.classification")
     names = cleanlab.CleanLearning.find_label_issues.__doc__
     assert all(f"*{name}*" in names for name in ("is_label_issue", "given_label"))
-    with pytest.raises(ValueError, match="labels must have one entry for each of 4 examples"):
-        label_issues(table, [0])
+    for call in (lambda: label_issues(table, [0]), lambda: suspects(table, labels=[0])):
+        with pytest.raises(ValueError, match="labels must have one entry for each of 4 examples"):
+            call()
+    with pytest.raises(ValueError, match="predictions must have one entry for each of 4"):
+        label_issues(table, [0, 0, 0, 0], predictions=[[0], [0], [0], [0]])

@@ -12,6 +12,7 @@ from memtools.studies.claims import (
     judge,
     off_diagonal,
 )
+from memtools.studies.conditions import RANDOM_INPUTS, RANDOM_LABELS, REAL
 
 ONE_SIGN = [0.1, 0.2, 0.3, 0.2]
 
@@ -31,6 +32,13 @@ def test_the_interval_is_students():
     assert verdict.low == pytest.approx(0.2 - reach, rel=1e-5)
     assert verdict.high == pytest.approx(0.2 + reach, rel=1e-5)
     assert verdict.n == 4
+
+
+@pytest.mark.parametrize("effects", [[0.1, 0.2, 0.3], [0.1], [0.1, math.nan]])
+def test_a_verdict_says_of_what_it_is(effects):
+    verdict = judge("C", "s", effects, about="dropout")
+    assert (verdict.claim, verdict.statement, verdict.about) == ("C", "s", "dropout")
+    assert judge("C", "s", effects).about == ""
 
 
 def test_one_seed_decides_nothing():
@@ -60,6 +68,16 @@ def test_gini_claims_pair_the_seeds():
     assert [v.verdict for v in verdicts] == ["holds", "holds", "does not hold"]
     assert [v.claim for v in verdicts] == ["C2", "C2", "ours"]
     assert [v.effect for v in verdicts] == pytest.approx([0.1, 0.1, -0.1])
+    assert [v.statement for v in verdicts] == [
+        f"more unequal on real data than with {noise} (difference of Gini coefficients)"
+        for noise in (
+            f"{RANDOM_INPUTS.title}, usual classes",
+            f"{RANDOM_INPUTS.title}, every example its own class",
+            f"{RANDOM_LABELS.title}, usual classes",
+        )
+    ]
+    ginis["own-class"] = {key: 1 - values for key, values in ginis["classes"].items()}
+    assert [v.effect for v in gini_claims(ginis)] == pytest.approx([0.1, -0.1, -0.1])
 
 
 def matrix(diagonal: float, others: float) -> np.ndarray:
@@ -72,8 +90,26 @@ def test_class_claims():
         "random-labels-100": np.stack([matrix(2, 0.1), matrix(2, 0.11)]),
         "random-inputs-100": np.stack([matrix(1, 3), matrix(1, 3.1)]),
     }
-    verdicts = [v.verdict for v in class_claims(matrices)]
-    assert verdicts == ["holds", "holds", "does not hold", "does not hold", "holds"]
+    verdicts = list(class_claims(matrices))
+    assert [v.verdict for v in verdicts] == [
+        "holds",
+        "holds",
+        "does not hold",
+        "does not hold",
+        "holds",
+    ]
+    assert {v.claim for v in verdicts} == {"C3"}
+    off = [0.525, 0.0525, 3.05]  # mean over the seeds, over the diagonal
+    assert [v.effect for v in verdicts[3:]] == pytest.approx([off[0] - off[2], off[0] - off[1]])
+    contrasts = (REAL.title, RANDOM_LABELS.title, RANDOM_INPUTS.title)
+    assert [v.statement for v in verdicts] == [
+        *(f"diagonal above off-diagonal, {title} (mean log ratio)" for title in contrasts),
+        *(
+            f"more off the diagonal on real data than with {noise.title} "
+            "(difference of off-diagonal over diagonal)"
+            for noise in (RANDOM_INPUTS, RANDOM_LABELS)
+        ),
+    ]
 
 
 def test_contrast_and_share_by_hand():

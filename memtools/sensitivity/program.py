@@ -139,7 +139,7 @@ def record(function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor
     """
     with warnings.catch_warnings():
         # PyTorch's own use of what it has deprecated, when jvp is first called.
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        warnings.filterwarnings("ignore", "`torch.jit.script` is")
         return _functional(function, arguments)
 
 

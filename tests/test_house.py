@@ -81,8 +81,14 @@ def test_functorch_is_nowhere_imported():
         assert not re.search(r"^\s*(from|import) functorch", file.read_text(), re.M), name
 
 
-RUNS_CODE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "eval", "exec", "os.system"}
+RUNS_CODE = {
+    "eval", "exec", "os.system", "torch.jit.load", "torch.package.PackageImporter", "yaml.load",
+    "pandas.read_pickle", "pd.read_pickle", "runpy.run_path", "runpy.run_module",
+}  # fmt: skip
 """What runs the code that it reads, or may."""
+
+UNPICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+"""Modules that do so with all that they offer but ``dump`` and ``dumps``."""
 
 WRITES_ITS_OWN = {"memtools.sensitivity.program"}
 """Modules that compile text; all of it is theirs."""
@@ -92,6 +98,14 @@ def dangers(file: Path) -> list[str]:
     """Calls in a file that could run what somebody else has written."""
     found = []
     for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in UNPICKLES:
+            found.append(f"from {node.module}")
+        if isinstance(node, ast.Import):
+            found += [
+                f"{a.name} as {a.asname}" for a in node.names if a.asname and a.name in UNPICKLES
+            ]
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in UNPICKLES:
+            found += [ast.unparse(node)] * (node.attr not in ("dump", "dumps"))
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
@@ -114,10 +128,11 @@ def test_nothing_runs_what_it_reads():
 def test_the_test_of_dangers_sees_them(tmp_path):
     file = tmp_path / "bad.py"
     file.write_text(
-        "pickle.loads(x)\ntorch.load(x)\nnp.load(x)\nrun(x, shell=True)\n"
+        "import pickle as p\nfrom marshal import loads\npickle.loads(x)\npickle.dumps(x)\neval(x)\n"
+        "torch.load(x)\nnp.load(x)\nrun(x, shell=True)\n"
         "torch.load(x, weights_only=True)\nnp.load(x, allow_pickle=False)\n"
     )
-    assert len(dangers(file)) == 4
+    assert len(dangers(file)) == 7
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The command line: ``memtools study NAME``, ``report``, ``score`` and ``doctor``."""
 
 import argparse
+import errno
 import io
 import sys
 from collections.abc import Sequence
@@ -73,5 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "; make room, and go on with --resume" if is_full else ""
+        return f"{error.filename}: {error.strerror}{remedy}"
     return " ".join(str(error).split())

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from memtools.cli.study import add_sharing, run_study
+from memtools.cli.study import add_sharing, blamed_on, run_study
 from memtools.cli.text import plain
 
 __all__ = ["add_all", "add_report"]
@@ -67,15 +67,11 @@ def _run_all(
     for number, (name, dataset) in enumerate(runs, 1):
         print(f"memtools: {number} of {len(runs)}: {name}, {dataset}", file=sys.stderr, flush=True)
         own = {k: v for k, v in given.items() if not (dataset == SMALL and k == "data_dir")}
-        done = run_study(
-            name,
-            out / f"{name}-{dataset}",
-            own | {"dataset": dataset},
-            size=size,
-            resume=resume,
-            processes=processes,
-        )
-        write_report(*done)
+        folder = out / f"{name}-{dataset}"
+        settings = own | {"dataset": dataset}
+        with blamed_on(folder):
+            done = run_study(name, folder, settings, size=size, resume=resume, processes=processes)
+            write_report(*done)
     _run_report([out], None)
 
 

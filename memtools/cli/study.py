@@ -16,7 +16,7 @@ from memtools.cli.text import plain
 from memtools.extras import require
 from memtools.files import read_json
 
-__all__ = ["SIZES", "add_sharing", "add_study", "progress", "run_study"]
+__all__ = ["SIZES", "add_sharing", "add_study", "blamed_on", "progress", "run_study"]
 
 SIZES = {
     "quick": "a small run: minutes for all studies",
@@ -98,7 +98,7 @@ def _run_and_show(
 ) -> None:
     if config is not None:
         given = _read(config, name) | given
-    with _apart(out) as is_first:
+    with _apart(out) as is_first, blamed_on(out):
         done = run_study(
             name, out, given, size=size, resume=resume or not is_first, processes=processes
         )
@@ -184,6 +184,21 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, list) and all(_fits(one, get_args(kind)[0]) for one in value)
     return type(value) is kind or (kind is float and type(value) is int)
+
+
+@contextmanager
+def blamed_on(out: Path) -> Iterator[None]:
+    """Say so where files that were there before hold other things than a run writes."""
+    is_resumed = out.exists()
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError) as error:
+        if not is_resumed:
+            raise
+        raise ValueError(
+            f"out {out} holds results that cannot be used ({type(error).__name__}: {error}); "
+            "name another --out"
+        ) from error
 
 
 @contextmanager

@@ -248,8 +248,13 @@ class Ledger:
                 f"{self.num_examples}"
             )
         log = Log(self.num_examples, self.dtype)
-        index = state["index"].cpu().numpy()
+        index = checked_indices(state["index"], self.num_examples)
         columns = {name: values.cpu().numpy() for name, values in state["columns"].items()}
+        ends = state["updates"][:, 1]
+        if not all(
+            len(column) == len(index) == max(ends, default=0) for column in columns.values()
+        ):
+            raise ValueError("state has columns, an index and updates of different lengths")
         begin = 0
         for step, end in state["updates"].tolist():
             rows = slice(begin, end)
@@ -283,7 +288,7 @@ class Ledger:
         """
         presentations, columns = parquet.read(Path(path))
         ledger = cls(len(presentations))
-        for step in range(int(presentations.max())):
+        for step in range(int(presentations.max()) if columns else 0):
             (index,) = np.nonzero(presentations > step)
             values = {name: history[index, step] for name, history in columns.items()}
             ledger._log.append(step, index, values)

@@ -56,6 +56,11 @@ class Log:
         self._recover()
 
     @property
+    def place(self) -> str:
+        """What it is called in errors."""
+        return f"the log in {self._folder}" if self._folder else "the log in memory"
+
+    @property
     def columns(self) -> list[str]:
         """Names of the scores."""
         return list(self._columns)
@@ -127,8 +132,8 @@ class Log:
         self._count = len(self._updates) // 2
         if (np.diff(self.updates(), axis=0, prepend=0) < 0).any():
             raise ValueError(
-                f"{self._folder}/updates is damaged; begin a ledger in another folder, or put back "
-                "the one that a checkpoint was made with"
+                f"{self.place} is damaged; begin a ledger in another folder, or put back the one "
+                "that a checkpoint was made with"
             )
         self._count = int(np.searchsorted(self.updates()[:, 1], whole, side="right"))
         # Step of the last update and rows after it; -1 and none before the first.

@@ -41,7 +41,13 @@ def write(path: str | os.PathLike[str], columns: list[str], parts: Iterable[Rang
 
 def read(path: Path) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
     """Numbers of presentations, and the scores at each by name, shape ``(n, T)``."""
-    table = require("pyarrow.parquet").read_table(path)
+    pa, parquet = require("pyarrow"), require("pyarrow.parquet")
+    try:
+        table = parquet.read_table(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read; save the ledger again ({error})") from error
     if not {"index", "presentations"} <= set(table.column_names):
         raise ValueError(f"{path} is no ledger: it has the columns {table.column_names}")
     if not np.array_equal(table["index"], np.arange(table.num_rows)):
@@ -49,12 +55,21 @@ def read(path: Path) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]
             f"{path} does not hold the examples 0..{table.num_rows - 1} in order; "
             "sort it by `index`, and keep all rows"
         )
-    presentations = table["presentations"].to_numpy().astype(np.int64)
-    happened = np.arange(int(presentations.max())) < presentations[:, None]
-    columns = {}
-    for name in table.column_names:
-        if name not in ("index", "presentations"):
-            columns[name] = np.full(happened.shape, np.nan, np.float32)
-            lists = table[name].combine_chunks()
-            columns[name][happened] = lists.flatten().to_numpy(zero_copy_only=False)
-    return presentations, columns
+    presentations = table["presentations"].to_numpy()
+    names = [name for name in table.column_names if name not in ("index", "presentations")]
+    for name in names:
+        lists = table[name].combine_chunks()
+        if not (
+            pa.types.is_list(lists.type)
+            and pa.types.is_floating(lists.type.value_type)
+            and np.array_equal(lists.value_lengths(), presentations)
+        ):
+            raise ValueError(
+                f"{path} is no ledger: {name} does not have a number for each presentation"
+            )
+    longest = int(presentations.max(initial=0)) if names else 0
+    happened = np.arange(longest) < presentations[:, None]
+    columns = {name: np.full(happened.shape, np.nan, np.float32) for name in names}
+    for name, history in columns.items():
+        history[happened] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return presentations.astype(np.int64), columns

@@ -95,8 +95,11 @@ def _counted(logs: Sequence[Log], num_examples: int) -> NDArray[np.int32]:
     for log in logs:
         index = log.index()
         for begin in range(0, len(index), _BLOCK):
-            # A one of another type would be converted, each time: 18 times as slow.
-            np.add.at(total, index[begin : begin + _BLOCK], np.int32(1))
+            try:
+                # A one of another type would be converted, each time: 18 times as slow.
+                np.add.at(total, index[begin : begin + _BLOCK], np.int32(1))
+            except IndexError as error:
+                raise ValueError(f"{log.place} is damaged: {error}") from error
     return total
 
 

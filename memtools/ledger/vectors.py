@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from memtools.files import naming
+
 __all__ = ["FileVector", "MemoryVector"]
 
 
@@ -60,7 +62,7 @@ class FileVector:
     def append(self, values: NDArray[Any]) -> None:
         """Add values at the end."""
         data = memoryview(values.astype(self._dtype).tobytes())
-        with self._path.open("ab", buffering=0) as file:
+        with naming(self._path), self._path.open("ab", buffering=0) as file:
             while data:
                 data = data[file.write(data) :]
 

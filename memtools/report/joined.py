@@ -120,17 +120,26 @@ def _check(run: FinishedRun) -> None:
     config, summary = run.config, run.summary
     if not isinstance(config, dict) or not isinstance(summary, dict):
         raise TypeError("config.json and summary.json must hold names and values")
-    kinds = [
+    kinds: list[tuple[str, Any, Any]] = [
         ("study", config["study"], str), ("settings", config["settings"], dict),
         ("dataset", config["settings"]["dataset"], str),
         ("seeds", config["settings"]["seeds"], list),
-        ("versions", config["versions"], dict), ("question", summary["question"], str),
-        ("train_size", summary["train_size"], int), ("sentences", summary["sentences"], list),
-        ("figures", summary["figures"], list),
+        ("versions", config["versions"], dict), ("device", config["device"], str),
+        ("question", summary["question"], str), ("train_size", summary["train_size"], int),
+        ("sentences", summary["sentences"], list), ("figures", summary["figures"], list),
+        *(("a sentence", sentence, str) for sentence in summary["sentences"]),
+        *(("a word on a figure", word, str) for words in summary["figures"] for word in words),
     ]  # fmt: skip
+    for verdict in run.verdicts:
+        kinds += [(name, getattr(verdict, name), str) for name in ("claim", "statement", "about")]
+        kinds += [(n, getattr(verdict, n), float | int | None) for n in ("effect", "low", "high")]
+        if verdict.verdict not in ("holds", "does not hold", "undecided"):
+            raise ValueError(f"{verdict.verdict!r} is no verdict")
+        if (verdict.low is None) != (verdict.high is None):
+            raise ValueError("an interval has one end")
     for name, value, kind in kinds:
         if not isinstance(value, kind):
-            raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
+            raise TypeError(f"{name} must be of type {kind}, got {value!r}")
     if any(": " not in sentence for sentence in summary["sentences"]):
         raise ValueError("a sentence has no topic")
     for name, _, _ in summary["figures"]:

@@ -103,5 +103,5 @@ def template(name: str) -> Any:
 
 
 def svg_uri(path: Path) -> str:
-    """A figure as a data URI."""
+    """A figure as a data URI: as a picture, an SVG runs no script and fetches nothing."""
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()

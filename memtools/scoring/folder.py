@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from memtools.extras import require
 from memtools.files import read_json, refuse_links, replace_atomically, write_text
 from memtools.lock import LOCK
-from memtools.scoring.wanted import CRITICAL
+from memtools.scoring.wanted import CRITICAL, SCORES
 
 __all__ = ["Chunks", "ScoreFolder", "recorded_settings"]
 
@@ -60,8 +60,12 @@ class ScoreFolder:
         self.path = path
         self.about = about
         settings = about["settings"]
-        columns = ("index", "target", *settings["scores"])
-        self.chunks = Chunks(about["facts"]["num_examples"], settings["chunk_size"], columns)
+        number, size = about["facts"]["num_examples"], settings["chunk_size"]
+        if not (type(number) is type(size) is int and 0 < number <= size * MOST_CHUNKS):
+            raise ValueError(f"{number} examples cannot be cut into chunks of {size}")
+        if not set(settings["scores"]) <= set(SCORES):
+            raise ValueError(f"scores must be of {', '.join(SCORES)}, got {settings['scores']}")
+        self.chunks = Chunks(number, size, ("index", "target", *settings["scores"]))
 
     @classmethod
     def at(cls, path: Path) -> "ScoreFolder | None":
@@ -73,6 +77,7 @@ class ScoreFolder:
         if not path.exists():
             return None
         if path.is_dir() and all(p.name.endswith(".tmp") or p.name == LOCK for p in path.iterdir()):
+            refuse_links(path)
             return None
         try:
             about = read_json(path / ABOUT)
@@ -144,10 +149,11 @@ class ScoreFolder:
 
     def _is_whole(self, chunk: int) -> bool:
         """Whether a file holds the right rows, by what stands at its end."""
+        pa, parquet = require("pyarrow"), require("pyarrow.parquet")
         indices = self.chunks.indices(chunk)
         try:
-            end = require("pyarrow.parquet").read_metadata(self.file(chunk))
-        except (OSError, ValueError):
+            end = parquet.read_metadata(self.file(chunk))
+        except (OSError, ValueError, pa.ArrowException):
             return False
         names = tuple(end.schema.names)
         if names != self.chunks.columns or end.num_rows != len(indices) or end.num_row_groups == 0:

@@ -32,7 +32,7 @@ def read(
         ValueError: If there are no scores, a column is unknown, or a chunk is missing or damaged.
         ModuleNotFoundError: If pyarrow is not installed.
     """
-    parquet = require("pyarrow.parquet")
+    pa, parquet = require("pyarrow"), require("pyarrow.parquet")
     found = ScoreFolder.at(Path(folder))
     if found is None:
         raise ValueError(f"folder {folder} holds no scores; write some with memtools score")
@@ -51,7 +51,7 @@ def read(
     for chunk in range(len(found.chunks)):
         try:
             part = parquet.read_table(found.file(chunk), columns=names)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(
                 f"{found.file(chunk)} cannot be read; remove it and go on with --resume"
             ) from error

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from memtools.extras import require
-from memtools.files import read_json, refuse_links, replace_atomically, write_text
+from memtools.files import naming, read_json, refuse_links, replace_atomically, write_text
 
 __all__ = ["Log", "RunFolder", "read_parquet", "write_parquet"]
 
@@ -45,6 +45,7 @@ class RunFolder:
         if not path.exists():
             return None
         if path.is_dir() and all(p.name.endswith(".tmp") for p in path.iterdir()):
+            refuse_links(path)
             return None
         config = _config(path)
         if config["study"] != study:
@@ -146,7 +147,7 @@ class Log:
 
     def append(self, *rows: dict[str, Any]) -> None:
         """Add lines, on the disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as lines:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
             lines.flush()
             os.fsync(lines.fileno())
@@ -197,9 +198,10 @@ def read_parquet(path: Path) -> dict[str, list[Any]]:
     Raises:
         ValueError: If it is damaged or gone.
     """
+    pa, parquet = require("pyarrow"), require("pyarrow.parquet")
     try:
-        return require("pyarrow.parquet").read_table(path).to_pydict()
-    except (OSError, ValueError) as error:
+        return parquet.read_table(path).to_pydict()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read; remove it and resume the run") from error
 
 

@@ -1,7 +1,7 @@
 """A training under way, and what each of its epochs came to."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 from torch.optim import Optimizer
@@ -33,6 +33,19 @@ class EpochResult:
     train_accuracy: float
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+
+    @classmethod
+    def of(cls, values: Any) -> Self:
+        """One out of a checkpoint.
+
+        Raises:
+            TypeError: If a value is missing or no number.
+        """
+        if not isinstance(values, dict) or not all(
+            isinstance(value, int | float | None) for value in values.values()
+        ):
+            raise TypeError(f"results must be numbers, got {values}")
+        return cls(**values)
 
 
 @dataclass

@@ -280,11 +280,14 @@ class Trainer:
         if state is None:
             return
         of_run = {"settings", "updates", "results"}
-        if not isinstance(state, dict) or not of_run <= state.keys():
+        try:
+            before, updates = dict(state["settings"]), int(state["updates"])
+            results = [EpochResult.of(values) for values in state["results"]]
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {self.checkpoint} holds something else than the state of a Trainer; "
                 "name another file"
-            )
+            ) from error
 
         def refuse(difference: str) -> ValueError:
             return ValueError(
@@ -293,9 +296,8 @@ class Trainer:
             )
 
         for name, value in settings.items():
-            before = state["settings"].get(name, value)
-            if before != value:
-                raise refuse(f"was made with {name} {before}, got {value}")
+            if before.get(name, value) != value:
+                raise refuse(f"was made with {name} {before[name]}, got {value}")
         if missing := stateful.keys() - state.keys():
             raise refuse(f"was made without {', '.join(sorted(missing))}")
         if left_over := [name for name in state.keys() - stateful.keys() - of_run if state[name]]:
@@ -304,11 +306,10 @@ class Trainer:
         for name, part in stateful.items():
             try:
                 part.load_state_dict(state[name])
-            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 run.model.load_state_dict(weights)  # what did fit was copied into it
                 raise refuse(f"does not fit the {name} ({error})") from error
-        run.updates = state["updates"]
-        run.results = [EpochResult(**result) for result in state["results"]]
+        run.updates, run.results = updates, results
 
 
 def _finite(loss: float, name: str, epoch: int) -> float:

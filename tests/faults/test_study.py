@@ -1,5 +1,7 @@
 """A study whose files are damaged, whose disk is full, or whose folder is another's."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -107,6 +109,13 @@ def test_a_damaged_result_is_made_again_or_named(kind, how, folder, finished, ru
     assert results(folder) == results(finished)
 
 
+@pytest.mark.parametrize("new", ['"x"', "null", "[1]", "-1"])
+def test_lines_with_other_things_in_them_are_told_in_a_line(new, folder, run):
+    for path in (folder / "metrics").iterdir():
+        path.write_text(re.sub(r'"epoch": \d+', f'"epoch": {new}', path.read_text()))
+    assert_told_in_a_line(run(folder, "--resume"), str(folder))
+
+
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff" * 9, b"[]", b'{"settings": 3}'])
 def test_a_damaged_config_is_named(content, folder, run):
     (folder / "config.json").write_bytes(content)
@@ -124,6 +133,23 @@ def test_a_full_disk_is_told_in_a_line_and_nothing_is_lost(largest_file, finishe
     done = alone(out, *(["--resume"] if (out / "config.json").exists() else []))
     assert done.code == 0, done.lines
     assert results(out) == results(finished)
+
+
+def test_a_read_only_folder_is_named(folder, finished, frozen, run):
+    frozen(folder)
+    assert_told_in_a_line(run(folder, "--resume"), str(folder))
+    assert results(folder) == results(finished)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(folder, finished, run, monkeypatch):
+    damaged(folder, "metrics", "cut")
+    damaged(folder, "examples", "gone")
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        os.utime(path, (4e9 - number, 4e9 - number))  # in 2096, the last one first
+    moments = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(moments)))
+    assert run(folder, "--resume").code == 0
+    assert results(folder) == results(finished)
 
 
 def test_a_file_in_place_of_a_folder_is_told_in_a_line(tmp_path, run):

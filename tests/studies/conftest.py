@@ -93,7 +93,7 @@ def check_page():
         links = re.findall(r'(?:src|href)="([^"]*)"', page)
         assert links
         assert all(link.startswith("data:image/") for link in links)
-        assert "http" not in re.sub(r'"data:[^"]*"', "", page)
+        assert "://" not in re.sub(r'"data:[^"]*"', "", page)
         for figure in figures:
             assert figure.title in page
             assert (folder / "figures" / f"{figure.name}.png").stat().st_size > 0

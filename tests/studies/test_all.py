@@ -49,7 +49,7 @@ def test_joined_page_has_every_claim_study_and_setting_and_needs_no_other_file(w
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert inside <= set(links)
     assert all(link.startswith("data:image/") or link in inside for link in links)
-    assert "http" not in re.sub(r'"data:[^"]*"', "", page)
+    assert "://" not in re.sub(r'"data:[^"]*"', "", page)
     for name in ("mislabels", "sensitivity"):
         folder = whole / f"{name}-digits"
         summary = json.loads((folder / "summary.json").read_text())

@@ -3,7 +3,9 @@
 import os
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 
@@ -91,36 +93,67 @@ class State:
         state = None if self._path is None else load_checkpoint(self._path)
         if state is None:
             return 0
-        if not isinstance(state, dict) or "ensemble" not in state:
+        if not isinstance(state, dict) or not isinstance(state.get("ensemble"), dict):
             raise ValueError(
                 f"checkpoint {self._path} holds something else than the state of an ensemble; "
                 "name another file"
             )
         now = self._described()
         for name, before in state["ensemble"].items():
-            if before != now[name]:
-                raise self._refusal(name, before, now[name])
+            if before != now.get(name):
+                raise self._refusal(name, before, now.get(name))
+        try:
+            self._check(state, groups)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise self._damaged(error) from error
+        weights = [deepcopy(member.model.state_dict()) for member in self._members]
+        self._load_weights(state["weights"])
+        self.slots, self.left = state["slots"], state["left"]
+        try:
+            for group, saved in zip(groups, state["groups"], strict=True):
+                group.engine, group.threads = saved["engine"], saved["threads"]
+                # Those who have left included: what is computed for the others stays the same.
+                group.build(saved["stacks"], [self.slots[number] for number in group.numbers])
+                group.wasted = saved["wasted"]
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            for member, own in zip(self._members, weights, strict=True):
+                member.model.load_state_dict(own)
+            raise self._damaged(error) from error
+        self.results = [
+            [
+                result
+                for values in own
+                if self._settings.is_evaluated((result := EpochResult.of(values)).epoch)
+            ]
+            for own in state["results"]
+        ]
+        return state["epoch"]
+
+    def _check(self, state: dict[str, Any], groups: Sequence[Group]) -> None:
+        """Refuse what another run has written, or somebody else."""
         if [g["numbers"] for g in state["groups"]] != [g.numbers for g in groups]:
             raise ValueError(
                 f"checkpoint {self._path} was made with other models; "
                 "go on with the same, remove it to start anew, or name another file"
             )
-        self._load_weights(state["weights"])
-        self.slots, self.left = state["slots"], state["left"]
-        for group, saved in zip(groups, state["groups"], strict=True):
-            group.engine, group.threads = saved["engine"], saved["threads"]
-            # Those who have left included: what is computed for the others stays the same.
-            group.build(saved["stacks"], [self.slots[number] for number in group.numbers])
-            group.wasted = saved["wasted"]
-        self.results = [
-            [
-                result
-                for values in own
-                if self._settings.is_evaluated((result := EpochResult(**values)).epoch)
-            ]
-            for own in state["results"]
-        ]
-        return state["epoch"]
+        for name in ("weights", "slots", "left", "results"):
+            if not isinstance(state[name], list) or len(state[name]) != len(self._members):
+                raise TypeError(f"{name} must be a list of one entry for each member")
+        if not all(isinstance(v, Tensor) for own in state["weights"] for v in own.values()):
+            raise TypeError("weights must hold tensors by name")
+        if not all(isinstance(left, bool) for left in state["left"]):
+            raise TypeError("left must hold yes or no for each member")
+        if not isinstance(state["epoch"], int):
+            raise TypeError(f"epoch must be a number, got {state['epoch']!r}")
+        for own in state["results"]:
+            for values in own:
+                EpochResult.of(values)
+
+    def _damaged(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"checkpoint {self._path} is damaged ({type(error).__name__}: {error}); remove it to "
+            "start anew"
+        )
 
     def _load_weights(self, weights: Sequence[dict[str, Tensor]]) -> None:
         """Give the models their weights, or leave them all as they are."""

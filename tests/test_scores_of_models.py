@@ -167,5 +167,9 @@ def test_memorization_is_a_difference_of_shares(runs):
 def test_memorization_names_what_is_wrong():
     with pytest.raises(ValueError, match=r"of one shape \(R, n\), got \(2,\) and \(2,\)"):
         scores.memorization(torch.ones(2), torch.ones(2))
-    with pytest.raises(ValueError, match="included must hold zeros and ones"):
+    with pytest.raises(ValueError, match=r"got \(2, 2\) and \(2, 3\)"):
+        scores.memorization(torch.ones(2, 2), torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"^included must hold zeros and ones, got other values"):
         scores.memorization(torch.ones(2, 2), torch.full((2, 2), 0.5))
+    with pytest.raises(ValueError, match=r"^correct must hold zeros and ones"):
+        scores.memorization(torch.full((2, 2), torch.nan), torch.ones(2, 2))

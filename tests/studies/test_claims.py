@@ -147,7 +147,21 @@ def test_what_cannot_be_compared_is_nan_not_a_number(values):
     assert math.isnan(off_diagonal(values))
 
 
-def test_a_zero_off_the_diagonal_has_a_share_but_no_logarithm():
+def test_no_share_of_a_diagonal_of_zeros():
+    assert math.isnan(off_diagonal([[0.0, 1.0], [1.0, 0.0]]))
+
+
+def test_half_precision_is_summed_in_float64():
+    values = np.array([[4.0, 0.1, 0.2], [0.3, 2.0, 0.1], [0.3, 0.7, 8.0]], dtype=np.float16)
+    assert diagonal_contrast(values) == diagonal_contrast(values.astype(np.float64))
+    assert off_diagonal(values) == off_diagonal(values.astype(np.float64))
+    assert judge("C", "s", values[1]) == judge("C", "s", values[1].astype(np.float64))
+
+
+def test_a_zero_has_a_share_but_no_logarithm():
+    values = np.array([[0.0, 1.0], [1.0, 1.0]])
+    assert math.isnan(diagonal_contrast(values))
+    assert off_diagonal(values) == 2
     values = np.array([[1.0, 0.0], [0.5, 1.0]])
     assert math.isnan(diagonal_contrast(values))
     assert off_diagonal(values) == 0.25

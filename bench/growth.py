@@ -49,7 +49,7 @@ class Point(NamedTuple):
     seconds: float | None = None
     """CPU time of a call."""
     memory_mib: float | None = None
-    """Resident at its peak, beyond what was there before."""
+    """Resident at its peak, beyond what was there before the first call."""
     message: str = ""
 
 
@@ -173,10 +173,10 @@ def _measured(build: Callable[[], Any], prepare: Way, limits: Limits) -> dict[st
     give_back_at_once()
     try:
         run = prepare(build())
+        before = resident_kib()
         _be_patient(limits.seconds)
         run()  # what the first call alone has to find out
         forget_peak()
-        before = resident_kib()
         _be_patient(limits.seconds)
         seconds = [_seconds(run)]
         memory = (peak_kib() - before) / 1024

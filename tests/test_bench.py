@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,3 +78,66 @@ def test_floors_of_gradient_norms_run(tmp_path):
         "step with the inputs' gradient", "watched step",
     }  # fmt: skip
     assert all(0 < float(row["ratio_p20"]) <= float(row["ratio_p80"]) for row in rows)
+
+
+def test_the_matrix_is_right_and_says_who_is_not(tmp_path):
+    rows = rows_of("bench.matrix", "matrix.csv", tmp_path, "--only", "forgetting events")
+    assert [row["tool"] for row in rows] == ["memtools", "eager", "naive loop"]
+    assert {row["status"] for row in rows} == {"ok"}
+    assert all(float(row["ratio_p20"]) <= float(row["ratio_p80"]) for row in rows)
+
+
+def test_what_fails_in_the_matrix_is_kept_with_its_message():
+    from bench.cases.inequality import OPERATIONS
+    from bench.cases.operation import checked
+
+    def refusing(problem):
+        raise NotImplementedError("not for me")
+
+    def missing(problem):
+        raise ImportError("no such tool")
+
+    operation = OPERATIONS["Gini coefficient"]
+    ours = operation.ways["memtools"]
+    ways = {
+        "right": ours,
+        "wrong": lambda problem: lambda: 1.001 * ours(problem)(),
+        "NaN": lambda problem: lambda: torch.full((len(problem),), torch.nan),
+        "refuses": refusing,
+        "absent": missing,
+    }
+    operation = operation._replace(ways=ways)
+    problem = operation.build(50)
+    found = {way: checked(operation, problem, operation.oracle(problem), way) for way in ways}
+    assert [outcome.status for outcome in found.values()] == [
+        "ok", "wrong", "wrong", "refuses", "absent",
+    ]  # fmt: skip
+    assert found["wrong"].error == pytest.approx(1e-3, rel=0.01)
+    assert found["refuses"].message == "NotImplementedError: not for me"
+
+
+def test_growth_ends_by_memory_or_patience():
+    from bench.growth import Limits, Point, in_fork
+
+    def ended(way):
+        limits = Limits(seconds=1, bytes=2**30)
+        return in_fork(Point("", "", 1, ""), lambda: None, lambda problem: way, limits)
+
+    def forever():
+        while True:
+            pass
+
+    def large():
+        torch.ones(2**30)
+
+    assert ended(forever).status == "patience"
+    assert ended(large).status == "memory"
+    fine = ended(lambda: torch.ones(2**23))
+    assert fine.status == "ok"
+    assert fine.memory_mib == pytest.approx(32, abs=4)
+
+
+def test_every_implementation_grows(tmp_path):
+    rows = rows_of("bench.growth", "growth.csv", tmp_path, "--only", "values")
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["implementation"] for row in rows} == {"memtools", "eager", "numpy", "naive loop"}

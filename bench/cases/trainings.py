@@ -160,7 +160,9 @@ def by_trainer(lesson: Lesson) -> Run:
     return run
 
 
-def bare_loop(lesson: Lesson, compile: Callable[[nn.Module], nn.Module] = lambda m: m) -> Run:
+def bare_loop(
+    lesson: Lesson, compile: Callable[[nn.Module], Callable[..., Tensor]] = lambda m: m
+) -> Run:
     """Batches are indexed out of the tensors."""
     _, data, batches = lesson
 

@@ -62,7 +62,10 @@ def ends_in_reference(*tensors: Tensor | None) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     is_known = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
-    return is_known and not (tensor.requires_grad and torch.is_grad_enabled())
+    # A view that is to be negated has other numbers in memory, which NumPy would see.
+    return (
+        is_known and not tensor.is_neg() and not (tensor.requires_grad and torch.is_grad_enabled())
+    )
 
 
 def precision(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -9,25 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memtools import scores
+from tests.properties.softmax import scores_of
 from tests.properties.tensors import any_number, batches, finite, laid_out
 
 FROM_LOGITS = ("loss", "confidence", "correctness", "el2n", "margin")
-
-
-def one(logits: list[float], target: int) -> dict[str, float]:
-    """Scores of an example whose largest logit may be as large as floats are."""
-    top = max(logits)
-    others = [z for i, z in enumerate(logits) if i != target]
-    total = math.fsum(math.exp(z - top) for z in logits)
-    p = [math.exp(z - top) / total for z in logits]
-    rest = math.fsum(q for i, q in enumerate(p) if i != target)
-    return {
-        "loss": math.log(total) + (top - logits[target]),
-        "confidence": p[target],
-        "correctness": float(logits.index(top) == target),
-        "el2n": math.hypot(rest, *(q for i, q in enumerate(p) if i != target)),
-        "margin": logits[target] - max(others),
-    }
 
 
 @settings(max_examples=1000)
@@ -37,7 +22,7 @@ def test_scores_of_logits_of_any_size(logits, data):
     targets = torch.tensor(data.draw(st.lists(st.integers(0, classes - 1), min_size=n, max_size=n)))
     before = logits.detach().clone()
     expected = [
-        one(row, y)
+        scores_of(row, y)
         for row, y in zip(logits.detach().double().tolist(), targets.tolist(), strict=True)
     ]
     for name in FROM_LOGITS:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from torch import distributed
 
 # `tests` is no package; pytest makes modules below its root directory importable by their place.
@@ -14,6 +14,10 @@ torch.set_num_threads(1)
 # The same examples each time, however slow the machine.
 settings.register_profile("memtools", deadline=None, derandomize=True, database=None)
 settings.load_profile("memtools")
+# Any failure will do for `python -m bench.mutants`; to find the smallest takes minutes.
+settings.register_profile(
+    "any-failure", settings.get_profile("memtools"), phases=[Phase.explicit, Phase.generate]
+)
 
 # Machinery, not tests.
 collect_ignore = ["gradient_zoo.py", "oracles.py", "zoo.py"]

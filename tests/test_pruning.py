@@ -163,8 +163,9 @@ def test_a_share_of_suspects_is_in_the_order_of_the_losses():
     assert suspects(table, share=0.5)["index"].tolist() == [1, 2]
     assert suspects(table, share=1)["index"].tolist() == [1, 2, 0]  # of one nothing is known
     assert suspects(table, share=0)["index"].tolist() == []
-    with pytest.raises(ValueError, match="share must lie between 0 and 1, got -1"):
-        suspects(table, share=-1)
+    for share in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"share must lie between 0 and 1, got {share}"):
+            suspects(table, share=share)
 
 
 def test_a_reason_is_in_numbers_that_anyone_can_check():
@@ -172,6 +173,24 @@ def test_a_reason_is_in_numbers_that_anyone_can_check():
     (reason,) = suspects(table)["reason"]
     assert reason == "right at 0 of 3 presentations, mean probability of the label 0.02"
     assert suspects(table, share=0.5)["reason"][1].startswith("right at 2 of 3 presentations, ")
+
+
+def columns(losses, margins):
+    halves = np.full(len(losses), 0.5)
+    counts = np.full(len(losses), 2)
+    told = {"confidence": halves, "correctness": halves, "presentations": counts}
+    return {"csl": np.asarray(losses), "aum": np.asarray(margins), **told}
+
+
+def test_a_margin_of_zero_is_no_suspicion():
+    found = suspects(columns([1.0, 2.0, 3.0], [0.0, 0.5, -0.1]))
+    assert found["index"].tolist() == [2]
+    assert found["reason"].dtype == object  # of strings of any length
+
+
+def test_of_equal_losses_the_lower_index_is_first():
+    found = suspects(columns([1.0, 2.0] * 100, [-1.0] * 200))
+    assert found["index"].tolist() == [*range(1, 200, 2), *range(0, 200, 2)]
 
 
 def test_columns_are_those_that_there_is_something_for():

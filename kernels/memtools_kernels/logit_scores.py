@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -44,67 +46,78 @@ class LogitScores(NamedTuple):
 def logit_scores_reference(
     logits: Tensor, targets: Tensor, smoothing: float, ignore_index: int, with_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the operator in plain PyTorch, on any device."""
+    """Compute the operator without a kernel, on any device."""
     n, classes = logits.shape
     scores = logits.new_empty(_SCORES, n, dtype=accumulator(logits.dtype))
     predictions = targets.new_empty(n)
     gradients = logits.new_empty(logits.shape if with_gradients else (0, classes))
+    # NumPy has these functions under the same names, and a call of it takes a fraction of the time,
+    # which is what counts where there are few classes.
+    xp, of = (np, Tensor.numpy) if logits.device.type == "cpu" else (torch, Tensor.detach)
+    of_scores, of_predictions, of_targets = of(scores), of(predictions), of(targets)
     rows = max(1, _CACHED // classes)
-    for start in range(0, n, rows):
-        block = slice(start, start + rows)
-        gradient = gradients[block] if with_gradients else None
-        scores[:, block], predictions[block] = _scores_of_block(
-            logits[block].to(scores.dtype), targets[block], smoothing, ignore_index, gradient
-        )
+    with np.errstate(all="ignore"):
+        for start in range(0, n, rows):
+            block = slice(start, start + rows)
+            x = of(logits[block].detach().to(scores.dtype))
+            of_scores[:, block], of_predictions[block], gradient = _scores_of_block(
+                xp, x, of_targets[block], smoothing, ignore_index, with_gradients
+            )
+            if gradient is not None:
+                gradients[block] = torch.as_tensor(gradient)
     return scores, predictions, gradients
 
 
 def _scores_of_block(
-    x: Tensor, targets: Tensor, smoothing: float, ignore_index: int, gradients: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    classes = x.shape[1]
+    xp: Any, x: Any, targets: Any, smoothing: float, ignore_index: int, with_gradients: bool
+) -> tuple[Any, Any, Any]:
+    """The operator for a few rows, by torch or by NumPy, whose functions these are."""
+    n, classes = x.shape
+    rows = xp.arange(n)
     counts = (targets >= 0) & (targets < classes) & (targets != ignore_index)
-    target = (targets * counts)[:, None]
-    top, prediction = x.max(1, keepdim=True)
+    target, prediction = targets * counts, x.argmax(1)
+    top = x[rows, prediction]
     # Sums leave out the largest logit, beside whose 1 the others would be rounded away where a
     # model is sure, and are relative to the second, so that nothing underflows.
-    others = x.scatter(1, prediction, -torch.inf)
-    second = others.amax(1, keepdim=True)
-    has_second = second > -torch.inf
-    others.sub_(torch.where(has_second, second, 0.0))
-    exponentials = others.exp()
-    rest = exponentials.sum(1)
+    others = x + 0
+    others[rows, prediction] = -math.inf
+    second = xp.amax(others, 1)
+    has_second = second > -math.inf
+    others -= xp.where(has_second, second, 0.0)[:, None]
+    exponentials = xp.exp(others)
+    rest, squares = exponentials.sum(1), (exponentials * exponentials).sum(1)
     # -inf times 0 is NaN, the lowest number times 0 is 0.
-    slopes = others.clamp_min_(torch.finfo(x.dtype).min).mul_(exponentials).sum(1)
-    squares = exponentials.square().sum(1)
-    lead = (top - x.gather(1, target))[:, 0]
-    gap = torch.where(has_second, second - top, 0.0)[:, 0]
-    second_weight = torch.where(has_second[:, 0], gap.exp(), 0.0)
-    is_top, own = (target == prediction)[:, 0], (-lead).exp()
+    slopes = (others.clip(xp.finfo(x.dtype).min) * exponentials).sum(1)
+    lead = top - x[rows, target]
+    gap = xp.where(has_second, second - top, 0.0)
+    second_weight = xp.where(has_second, xp.exp(gap), 0.0)
+    is_top, own = target == prediction, xp.exp(-lead)
     by_rest = second_weight * rest
-    whole, log_whole = 1 + by_rest, by_rest.log1p()
-    wrong = torch.where(is_top, by_rest, whole - own)
+    whole, log_whole = 1 + by_rest, xp.log1p(by_rest)
+    wrong = xp.where(is_top, by_rest, whole - own)
     loss = lead + log_whole
     if smoothing:
-        behind = ((x - top) / classes).sum(1)  # a sum by itself might overflow
+        behind = ((x - top[:, None]) / classes).sum(1)  # a sum by itself might overflow
         loss = loss * (1 - smoothing) + smoothing * (log_whole - behind)
-    others_alone = second_weight * (rest.square() + squares).sqrt()
-    beside_top = (wrong.square() + 1 + second_weight.square() * squares - own.square()).sqrt()
-    el2n = torch.where(is_top, others_alone, beside_top) / whole
-    margin = torch.where(is_top, top[:, 0] - second[:, 0], -lead)
-    slopes.add_(gap * rest).mul_(second_weight).masked_fill_(second_weight == 0, 0.0)
-    entropy = log_whole - slopes / whole
-    scores = torch.stack([loss, own / whole, el2n, margin, entropy])
-    is_valid = top[:, 0].isfinite() & rest.isfinite()
-    scores[:4].masked_fill_(~counts, torch.nan)
-    scores.masked_fill_(~is_valid, torch.nan)
-    if gradients is not None:
-        gradient = exponentials.mul_(second_weight[:, None]).scatter_(1, prediction, 1.0)
-        gradient.div_(whole[:, None])
-        gradient.scatter_(1, target, -(wrong / whole)[:, None] + smoothing)
-        gradient.sub_(smoothing / classes).masked_fill_(~is_valid[:, None], torch.nan)
-        gradients.copy_(gradient.masked_fill_(~counts[:, None], 0.0))
-    return scores, prediction[:, 0].where(is_valid, -1)
+    others_alone = second_weight * xp.sqrt(rest * rest + squares)
+    beside_top = wrong * wrong + 1 + second_weight * second_weight * squares - own * own
+    el2n = xp.where(is_top, others_alone, xp.sqrt(beside_top)) / whole
+    margin = xp.where(is_top, top - second, -lead)
+    slopes = xp.where(second_weight == 0, 0.0, (slopes + gap * rest) * second_weight)
+    scores = xp.stack([loss, own / whole, el2n, margin, log_whole - slopes / whole])
+    is_valid = xp.isfinite(top) & xp.isfinite(rest)
+    scores[:4, ~counts] = math.nan
+    scores[:, ~is_valid] = math.nan
+    gradients = None
+    if with_gradients:
+        gradients = exponentials * second_weight[:, None]
+        gradients[rows, prediction] = 1
+        gradients /= whole[:, None]
+        gradients[rows, target] = smoothing - wrong / whole
+        gradients -= smoothing / classes
+        gradients[~is_valid] = math.nan
+        gradients[~counts] = 0
+    return scores, xp.where(is_valid, prediction, -1), gradients
 
 
 # 2. Kernel: a program owns ROWS rows and walks through their columns, COLS at a time.
@@ -389,7 +402,7 @@ def logit_scores(
     scores, prediction, gradients = run(
         logits, targets, float(label_smoothing), ignore_index, with_gradients
     )
-    correct = (prediction == targets) & (targets != ignore_index) & (prediction >= 0)
-    found = gradients if with_gradients else None
     loss, probability, el2n, margin, entropy = scores.unbind(0)
+    correct = (prediction == targets) & ~loss.isnan()  # NaN: ignored, out of range, or not finite
+    found = gradients if with_gradients else None
     return LogitScores(loss, probability, el2n, margin, entropy, prediction, correct, found)

@@ -254,10 +254,10 @@ class Page(HTMLParser):
         self.found: list[str] = []
         self.feed(text)
 
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in ("script", "svg", "iframe", "object", "embed", "link", "base", "form"):
             self.found.append(tag)
-        for name, value in attributes:
+        for name, value in attrs:
             is_own = (value or "").startswith(("data:image/", "#"))
             if name.startswith("on") or (name in ("src", "href", "srcset") and not is_own):
                 self.found.append(f"{name}={value}")

@@ -157,7 +157,7 @@ def coverage(
     if strata < 1:
         raise ValueError(f"strata must be at least 1, got {strata}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    left = drop(values, beyond) if beyond else torch.arange(len(values))
+    left = drop(values, beyond)
     budget = round(share * len(values))
     if budget > len(left):
         raise ValueError(

@@ -73,6 +73,25 @@ def test_windows_that_meet_share_nothing_and_leave_nothing_out(scores, cuts, by_
         assert len(easier & set(harder.tolist())) <= 1  # both numbers are rounded
 
 
+@given(SCORES, st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_a_window_goes_from_the_easiest_to_the_hardest(scores, a, b, by_class):
+    classes = [i % 3 for i in range(len(scores))] if by_class else None
+    begin, end = min(a, b), max(a, b)
+    expected = sorted(
+        i
+        for order in of_classes(sorted_indices(scores, True)[::-1], classes)
+        for i in order[round(begin * len(order)) : round(end * len(order))]
+    )
+    assert pruning.window(scores, begin, end, targets=classes).tolist() == expected
+
+
+def test_there_are_fifty_strata():
+    scores = torch.rand(300, generator=torch.Generator().manual_seed(0))
+    found = pruning.coverage(scores, 0.5)
+    assert torch.equal(found, pruning.coverage(scores, 0.5, strata=50))
+    assert not torch.equal(found, pruning.coverage(scores, 0.5, strata=51))
+
+
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=40), st.floats(0, 0.5), st.integers(1, 9))
 def test_coverage_takes_the_budget_and_leaves_the_hardest(scores, share, strata):
     found = pruning.coverage(scores, share, drop_hardest=0.4, strata=strata)
@@ -129,7 +148,7 @@ def test_strata_are_of_equal_width_from_the_least_score_to_the_largest():
         (lambda: pruning.coverage([1.0], 1.2), "share must lie between 0 and 1, got 1.2"),
         (lambda: pruning.coverage([1.0], 0.2, drop_hardest=2), "drop_hardest must lie between"),
         (lambda: pruning.window([1.0], 0.5, 0.2), "begin must not lie after end, got 0.5 and 0.2"),
-        (lambda: pruning.coverage([math.nan], 0.5), "scores must be finite, got NaN or infinity"),
+        (lambda: pruning.coverage([math.nan], 0.5), "^scores must be finite, got NaN or infinity"),
         (lambda: pruning.coverage([1.0], 0.9, drop_hardest=1), "share must leave room for"),
         (lambda: pruning.coverage([1.0], 0.9, strata=0), "strata must be at least 1, got 0"),
         (lambda: suspects({"csl": [1.0]}), "scores lack aum, confidence, correctness, present"),

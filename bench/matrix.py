@@ -1,11 +1,13 @@
 """The matrix: every operation by memtools, by plain PyTorch, and by other tools, in turn.
 
 ``python -m bench.matrix [--quick] [--only OPERATION] [--results FOLDER]``: measure on one thread,
-print, and keep the results in ``bench/results``; with ``--quick`` or ``--only`` they are kept only
-in a folder that is named. ``--quick`` takes the sizes of the tests, and nothing that is compiled.
+print, and keep the results in ``bench/results`` after each operation, beside those of the others;
+with ``--quick`` they are kept only in a folder that is named. ``--quick`` takes the sizes of the
+tests, and nothing that is compiled.
 """
 
 import argparse
+import csv
 import gc
 import json
 import time
@@ -57,15 +59,34 @@ def measured(
 
 
 def about() -> dict[str, Any]:
-    """Where and with what was measured, and what the operations are."""
+    """Where and with what was measured."""
     found = circumstances() | {"peers": versions(), "device": "cpu", "clock": "CPU time"}
     del found["wrong_above"]
-    return found | {
-        "operations": {
-            name: {"what": operation.what, "wrong_above": operation.tolerance}
-            for name, operation in OPERATIONS.items()
-        }
+    return found
+
+
+def keep_operation(folder: Path, rows: Sequence[Row], settings: dict[str, Any]) -> None:
+    """Put the rows of an operation among those of the others that are there."""
+    name, operation = rows[0].problem, OPERATIONS[rows[0].problem]
+    folder.mkdir(parents=True, exist_ok=True)
+    table, described = folder / "matrix.csv", folder / "matrix.json"
+    of_all: dict[str, list[tuple[Any, ...]]] = {}
+    operations = {}
+    if table.exists() and described.exists():
+        with table.open() as file:
+            for row in csv.DictReader(file):
+                of_all.setdefault(row["problem"], []).append(tuple(row.values()))
+        operations = json.loads(described.read_text())["operations"]
+    of_all[name] = list(rows)
+    operations[name] = {
+        "what": operation.what,
+        "wrong_above": operation.tolerance,
+        "commit": settings["commit"],
     }
+    names = [name for name in OPERATIONS if name in of_all]
+    keep(table, Row, [row for name in names for row in of_all[name]])
+    found = settings | {"operations": {name: operations[name] for name in names}}
+    described.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def main() -> None:
@@ -74,31 +95,25 @@ def main() -> None:
     parser.add_argument("--only", choices=OPERATIONS, metavar="OPERATION", help="this one alone")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to keep the results")
     arguments = parser.parse_args()
-    whole = not (arguments.quick or arguments.only)
-    folder = arguments.results or (RESULTS if whole else None)
+    folder = arguments.results or (None if arguments.quick else RESULTS)
 
     warnings.simplefilter("ignore")  # other tools' use of deprecated functions
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    start = time.perf_counter()
-    found = about() | {"quick": arguments.quick}
+    settings = about() | {"quick": arguments.quick}
     show(Row._fields)
-    rows = []
     for name in [arguments.only] if arguments.only else OPERATIONS:
         operation = OPERATIONS[name]
         size = operation.sizes.small if arguments.quick else operation.sizes.full
         ways = [way for way in operation.ways if not (arguments.quick and way == COMPILED)]
-        for row in measured(name, operation, size, ways, QUICK if arguments.quick else EFFORT):
+        rows = measured(name, operation, size, ways, QUICK if arguments.quick else EFFORT)
+        for row in rows:
             show(row)
-            rows.append(row)
+        if folder is not None:
+            keep_operation(folder, rows, settings)
         gc.collect()  # some tools leave cycles, which hold gradients of all examples
         torch.compiler.reset()
-    found["seconds"] = round(time.perf_counter() - start)
-    print(f"{found['seconds']} s")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        keep(folder / "matrix.csv", Row, rows)
-        (folder / "matrix.json").write_text(json.dumps(found, indent=2) + "\n")
         print("kept in", folder, "- python -m bench.readme makes the tables of it")
 
 

@@ -141,3 +141,25 @@ def test_every_implementation_grows(tmp_path):
     rows = rows_of("bench.growth", "growth.csv", tmp_path, "--only", "values")
     assert {row["status"] for row in rows} == {"ok"}
     assert {row["implementation"] for row in rows} == {"memtools", "eager", "numpy", "naive loop"}
+
+
+def test_an_operation_measured_anew_leaves_the_others_alone(tmp_path):
+    from bench.gradient_norms import Row
+    from bench.matrix import keep_operation
+
+    for name, commit, ratio in [
+        ("Gini coefficient", "old", 1.0),
+        ("box search", "old", 2.0),
+        ("Gini coefficient", "new", 3.0),
+    ]:
+        keep_operation(tmp_path, [Row(name, "memtools", ratio=ratio)], {"commit": commit})
+    rows = list(csv.DictReader((tmp_path / "matrix.csv").read_text().splitlines()))
+    assert [(row["problem"], row["ratio"]) for row in rows] == [
+        ("box search", "2"),
+        ("Gini coefficient", "3"),
+    ]
+    kept = json.loads((tmp_path / "matrix.json").read_text())["operations"]
+    assert {name: about["commit"] for name, about in kept.items()} == {
+        "box search": "old",
+        "Gini coefficient": "new",
+    }

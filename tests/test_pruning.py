@@ -85,6 +85,14 @@ def test_a_window_goes_from_the_easiest_to_the_hardest(scores, a, b, by_class):
     assert pruning.window(scores, begin, end, targets=classes).tolist() == expected
 
 
+def test_the_largest_score_is_in_the_last_stratum():
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return pruning.coverage(range(20), 0.1, strata=1, generator=generator).tolist()
+
+    assert not all(19 in draw(seed) for seed in range(8))  # as if it were one of its own
+
+
 def test_there_are_fifty_strata():
     scores = torch.rand(300, generator=torch.Generator().manual_seed(0))
     found = pruning.coverage(scores, 0.5)

@@ -10,53 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from architecture import box_of, floors, modules, own_imports
 
 ROOT = Path(__file__).parent.parent
 
 # Ground floor first. Within a floor, modules may import each other.
-FLOORS = [
-    {"memtools_kernels"},
-    {"batch", "extras", "files", "guard", "lock", "progress", "seeds"},
-    {
-        "critical", "data", "gradients", "inequality", "models", "pruning", "scores",
-        "sensitivity", "suspects",
-    },
-    {"ledger", "metrics", "probe", "scoring", "testing", "training"},
-    {"studies"},
-    {"doctor", "report"},
-    {"__main__", "cli", "integrations"},
-]  # fmt: skip
+FLOORS = [set(floor.names) for floor in floors()]
 
 
 def floor_of(module: str) -> int:
-    words = module.split(".")
-    name = words[0] if words[0] == "memtools_kernels" else words[1]
-    return next(i for i, floor in enumerate(FLOORS) if name in floor)
-
-
-def own_imports(file: Path) -> set[str]:
-    """Modules of the two packages that a file imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "memtools":
-            found |= {f"memtools.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{file} has a relative import"
-            found.add(node.module or "")
-    own = {m for m in found if m.split(".")[0] in ("memtools", "memtools_kernels")}
-    return own - {"memtools", "memtools.__version__"}
-
-
-def modules() -> list[tuple[str, Path]]:
-    files = [
-        (".".join(("memtools", *file.relative_to(ROOT / "memtools").with_suffix("").parts)), file)
-        for file in (ROOT / "memtools").rglob("*.py")
-    ]
-    kernels = (ROOT / "kernels" / "memtools_kernels").rglob("*.py")
-    files += [(f"memtools_kernels.{file.stem}", file) for file in kernels]
-    return [(name, file) for name, file in files if name != "memtools.__init__"]
+    return next(i for i, floor in enumerate(FLOORS) if box_of(module) in floor)
 
 
 def test_imports_point_down_the_floors():

@@ -360,6 +360,13 @@ LOGITS, TARGETS = torch.zeros(2, 2), torch.tensor([0, 1])
             r"logits must be a tensor, got list",
         ),
         ([0, 1], {"loss": ["a", "b"]}, ValueError, r"could not convert"),
+        ([0, 1], {"no name": [1, 2]}, ValueError, r"'no name' is no name for a column; use"),
+        (
+            [0, 1],
+            {"logits": LOGITS, "targets": TARGETS[:1]},
+            ValueError,
+            r"targets must have one entry for each of the 2 rows of logits, got shape \(1,\)",
+        ),
     ]
     + [
         ([0, 1], {name: [1, 2]}, ValueError, rf"{name} is a column of the ledger's own")

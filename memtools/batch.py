@@ -1,6 +1,7 @@
 """What a batch has to be, checked by every metric call, and the losses of its examples."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -49,11 +50,24 @@ def check_chunk_size(chunk_size: int | None, default: int) -> int:
     """The chunk size to use: the one asked for, or the default.
 
     Raises:
+        TypeError: If it is no whole number.
         ValueError: If it is below one.
     """
-    if chunk_size is not None and chunk_size < 1:
+    if chunk_size is not None and check_whole("chunk_size", chunk_size) < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; None chooses a size")
     return default if chunk_size is None else chunk_size
+
+
+def check_whole(name: str, value: Any) -> int:
+    """A whole number.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def check_logits(logits: Tensor, n: int | None = None, numbers: Tensor | None = None) -> None:

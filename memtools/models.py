@@ -1,11 +1,13 @@
 """The networks of Arpit et al. (2017), with every setting that the paper leaves open as a field."""
 
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from memtools.batch import check_whole
 
 __all__ = ["MLP", "NAMES", "GaussianNoise", "SmallAlexNet", "TinyMLP", "build"]
 
@@ -17,13 +19,13 @@ class GaussianNoise(nn.Module):
         std: Standard deviation, in the units of what it is added to.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If it is negative, infinite or NaN.
     """
 
     def __init__(self, std: float) -> None:
         super().__init__()
-        if std < 0:
-            raise ValueError(f"std must not be negative, got {std}")
+        if not 0 <= std < inf:
+            raise ValueError(f"std must be finite and not negative, got {std}")
         self.std = std
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,8 +213,8 @@ def _disturb(**settings: float) -> list[nn.Module]:
     (dropout_name, dropout), (noise_name, noise) = settings.items()
     if not 0 <= dropout < 1:
         raise ValueError(f"{dropout_name} must be at least 0 and less than 1, got {dropout}")
-    if not noise >= 0:
-        raise ValueError(f"{noise_name} must not be negative, got {noise}")
+    if not 0 <= noise < inf:
+        raise ValueError(f"{noise_name} must be finite and not negative, got {noise}")
     disturbances: list[nn.Module] = []
     if noise:
         disturbances.append(GaussianNoise(noise))
@@ -232,5 +234,5 @@ def _image_shape(input_shape: Sequence[int]) -> Sequence[int]:
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
+        if check_whole(name, size) < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, distributed, nn
 
 from memtools import scores
-from memtools.batch import LossFunction, check_batch, check_chunk_size, per_example_losses
+from memtools.batch import (
+    LossFunction,
+    check_batch,
+    check_chunk_size,
+    check_tensor,
+    check_whole,
+    per_example_losses,
+)
 from memtools.critical import critical_sample_ratio
 from memtools.gradients import input_gradient_norms
 from memtools.guard import Forward, untouched, unwrap
@@ -92,9 +99,10 @@ class Probe:
         name: str = "probe",
         log: Log | None = None,
     ) -> None:
+        check_tensor("targets", targets)
         check_batch(inputs, targets, tokens=True)
         self._chunk_size = check_chunk_size(chunk_size, len(inputs))
-        if every < 1:
+        if check_whole("every", every) < 1:
             raise ValueError(f"every must be at least 1 epoch, got {every}")
         if critical is not None and radius is None:
             raise ValueError(

@@ -32,7 +32,9 @@ def suspects(
         one entry for each suspect.
 
     Raises:
-        ValueError: If a score is missing, ``share`` lies outside 0 to 1, or the lengths differ.
+        TypeError: If ``scores`` is no mapping.
+        ValueError: If a score is missing or none of numbers ``(n,)``, ``share`` lies outside 0 to
+            1, or the lengths differ.
 
     Example:
         >>> import torch, memtools
@@ -86,7 +88,8 @@ def label_issues(
         if there are predictions: arrays of shape ``(n,)``, as ``pandas.DataFrame`` takes them.
 
     Raises:
-        ValueError: If a score is missing, or the lengths differ.
+        TypeError: If ``scores`` is no mapping.
+        ValueError: If a score is missing or none of numbers ``(n,)``, or the lengths differ.
     """
     columns = _checked(scores)
     n = len(columns["csl"])
@@ -101,15 +104,27 @@ def label_issues(
 
 
 def _checked(scores: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            f"scores must map names to arrays, got {type(scores).__name__}; pass ledger.scores()"
+        )
     if missing := [name for name in NEEDED if name not in scores]:
         raise ValueError(
             f"scores lack {', '.join(missing)}; give logits and targets to Ledger.update"
         )
-    return {name: np.asarray(scores[name]) for name in NEEDED}
+    n = np.size(scores["csl"])
+    columns = {name: _entries(f"scores[{name!r}]", scores[name], n) for name in NEEDED}
+    for name, column in columns.items():
+        if column.dtype.kind not in "iuf":
+            raise ValueError(f"scores[{name!r}] must be real numbers, got {column.dtype}")
+    return columns
 
 
 def _entries(name: str, values: Any, n: int) -> NDArray[Any]:
-    entries = np.asarray(values)
+    try:
+        entries = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be an array, got {type(values).__name__}: {error}") from None
     if entries.shape != (n,):
         raise ValueError(
             f"{name} must have one entry for each of {n} examples, got {entries.shape}"

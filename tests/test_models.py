@@ -166,8 +166,8 @@ def test_input_noise_and_dropout_touch_the_inputs_alone():
         ({"dropout": 1.0}, "dropout must be at least 0 and less than 1, got 1.0"),
         ({"dropout": -0.1}, "dropout must be at least 0 and less than 1, got -0.1"),
         ({"input_dropout": 1.5}, "input_dropout must be at least 0 and less than 1, got 1.5"),
-        ({"input_noise": -1.0}, "input_noise must not be negative, got -1.0"),
-        ({"hidden_noise": float("nan")}, "hidden_noise must not be negative, got nan"),
+        ({"input_noise": -1.0}, "input_noise must be finite and not negative, got -1.0"),
+        ({"hidden_noise": float("nan")}, "hidden_noise must be finite and not negative, got nan"),
     ],
 )
 def test_settings_out_of_range_are_named(kind, settings, message):

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from memtools.batch import check_tensor
 
 __all__ = ["Bounds", "Box", "pixel_bounds", "pixel_radius", "sizes_of"]
 
@@ -41,10 +44,10 @@ class Box:
         if bounds is None:
             box = cls(width, None, None)
         else:
-            if len(bounds) != 2:
+            if not isinstance(bounds, tuple | list) or len(bounds) != 2:
                 raise ValueError(
-                    f"bounds must be the smallest and the largest input, got {len(bounds)} values; "
-                    "pass for instance (0, 1)"
+                    f"bounds must be the smallest and the largest input, got {bounds!r}; pass for "
+                    "instance (0, 1)"
                 )
             box = cls(width, *(_broadcast("bounds", bound, inputs) for bound in bounds))
             box._check_bounds(inputs, bounds)
@@ -129,8 +132,8 @@ def pixel_radius(radius: float = 0.3, normalize: Any = None, *, scale: float = 2
 
     Raises:
         TypeError: If ``normalize`` is none of these.
-        ValueError: If a standard deviation is not positive, or a ``Compose`` normalises more often
-            than once.
+        ValueError: If ``radius`` or ``scale`` is negative, infinite or NaN, a standard deviation is
+            not positive, or a ``Compose`` normalises more often than once.
 
     Example:
         >>> import torchvision
@@ -138,6 +141,9 @@ def pixel_radius(radius: float = 0.3, normalize: Any = None, *, scale: float = 2
         >>> pixel_radius(8, normalize).flatten()
         tensor([0.1255, 0.1255, 0.0627], dtype=torch.float64)
     """
+    for name, value, is_fine in (("radius", radius, radius >= 0), ("scale", scale, scale > 0)):
+        if not is_fine or not isfinite(value):
+            raise ValueError(f"{name} must be a length in pixel values, got {value}")
     if normalize is None:
         return radius / scale
     _, std = _statistics(normalize)
@@ -177,7 +183,8 @@ def _statistics(normalize: Any) -> tuple[Tensor, Tensor]:
                 "torchvision.transforms.Normalize itself"
             )
         (normalize,) = found
-    if hasattr(normalize, "mean") and hasattr(normalize, "std"):
+    # A tensor has methods of these names.
+    if hasattr(normalize, "std") and not callable(getattr(normalize, "mean", max)):
         normalize = normalize.mean, normalize.std
     if not isinstance(normalize, Sequence) or len(normalize) != 2:
         raise TypeError(
@@ -210,7 +217,16 @@ def sizes_of(name: str, value: float | Tensor, inputs: Tensor) -> Tensor:
 
 
 def _broadcast(name: str, value: float | Tensor, inputs: Tensor) -> Tensor:
-    value = torch.as_tensor(value, dtype=inputs.dtype, device=inputs.device)
+    if isinstance(value, Tensor):
+        check_tensor(name, value)
+        if value.is_complex():
+            raise ValueError(f"{name} must be real, got {value.dtype}")
+    try:
+        value = torch.as_tensor(value, dtype=inputs.dtype, device=inputs.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be a number or a tensor, got {type(value).__name__} ({error})"
+        ) from error
     try:
         value.expand(inputs.shape[1:])
     except RuntimeError:

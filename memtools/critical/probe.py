@@ -7,6 +7,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import Dataset
 
 from memtools import seeds
+from memtools.batch import check_tensor
 from memtools.critical.result import CriticalSearch
 from memtools.critical.search import find_critical
 from memtools.critical.streams import stream_keys
@@ -54,6 +55,8 @@ class CriticalProbe:
                 f"data must be a tensor of inputs or a map-style data set, got "
                 f"{type(data).__name__}"
             )
+        if isinstance(data, Tensor):
+            check_tensor("data", data)
         total = len(data)  # type: ignore[arg-type]
         size = total if size is None else min(size, total)
         if size < 1:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from memtools.batch import check_batch
 from memtools.critical.auto import passes_of, search_thoroughly, survey
-from memtools.critical.box import Bounds, Box
+from memtools.critical.box import Bounds, Box, sizes_of
 from memtools.critical.session import Options, Session
+from memtools.critical.streams import checked
 
 __all__ = ["critical_radius", "linear_reach"]
 
@@ -63,10 +64,15 @@ def critical_radius(
         ValueError: As there, and if ``radii`` are not positive numbers.
     """
     check_batch(inputs, tokens=embedding is not None)
-    ascending = sorted(float(radius) for radius in radii)
+    try:
+        ascending = sorted(float(radius) for radius in radii)
+    except (TypeError, ValueError, RuntimeError):
+        ascending = []  # which is refused
     if not ascending or not all(0 < radius < float("inf") for radius in ascending):
         raise ValueError(f"radii must be positive numbers, at least one, got {radii!r}")
     most_spent = passes_of(effort)
+    if embedding is None:
+        sizes_of("unit", unit, inputs)
     size = torch.as_tensor(unit).double()  # 0.1 in float32 is more than 0.1
     end = None if time_limit is None else time.monotonic() + time_limit
     smallest = torch.full((len(inputs),), float("inf"), device=inputs.device)
@@ -93,7 +99,7 @@ def critical_radius(
 
 
 def _again(generator: torch.Generator | None) -> torch.Generator | None:
-    return None if generator is None else generator.clone_state()
+    return None if generator is None else checked(generator).clone_state()
 
 
 def linear_reach(

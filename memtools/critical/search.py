@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from memtools.batch import check_whole
 from memtools.critical.auto import passes_of, search_thoroughly
 from memtools.critical.box import Bounds, sizes_of
 from memtools.critical.lass import lass
@@ -140,7 +141,7 @@ def find_critical(
                 f'pass method="{other}"'
             )
     most_spent = passes_of(1.0 if effort is None else effort)
-    if max_steps is not None and max_steps < 1:
+    if max_steps is not None and check_whole("max_steps", max_steps) < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}; leave it out for all")
 
     options = Options(radius, bounds, embedding, generator, batch_size, time_limit, progress)

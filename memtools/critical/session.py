@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from memtools.batch import check_batch
+from memtools.batch import check_batch, check_whole
 from memtools.critical.box import Bounds, Box
 from memtools.critical.findings import Findings, lead
 from memtools.critical.intervals import prove_uncritical
@@ -82,7 +82,7 @@ class Session:
                 f"inputs have no elements, shape {tuple(inputs.shape)}; there is nothing to search"
             )
         size, limit = options.batch_size, options.time_limit
-        if size is not None and size < 1:
+        if size is not None and check_whole("batch_size", size) < 1:
             raise ValueError(f"batch_size must be at least 1, got {size}; None chooses it")
         if limit is not None and not limit > 0:
             raise ValueError(f"time_limit must be a number of seconds above 0, got {limit}")

@@ -8,7 +8,7 @@ import torch
 from memtools_kernels.splitmix import GOLDEN, mix_, shifted
 from torch import Tensor
 
-__all__ = ["seed_of", "stream_keys", "uniform"]
+__all__ = ["checked", "seed_of", "stream_keys", "uniform"]
 
 BLOCK = 2**15
 """Elements that are hashed at a time, so that a large set needs no copy of itself."""
@@ -16,11 +16,25 @@ BLOCK = 2**15
 
 def seed_of(generator: torch.Generator | None) -> int:
     """A seed drawn from a generator; ``None`` is a new CPU generator with seed 0."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = torch.Generator().manual_seed(0) if generator is None else checked(generator)
     drawn = torch.randint(
         2**62, (), generator=generator, device=generator.device, dtype=torch.int64
     )
     return int(drawn)
+
+
+def checked(generator: torch.Generator) -> torch.Generator:
+    """The generator.
+
+    Raises:
+        TypeError: If it is none, but a seed, for instance.
+    """
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {type(generator).__name__}; a seed becomes "
+            "one by torch.Generator().manual_seed(seed)"
+        )
+    return generator
 
 
 def stream_keys(inputs: Tensor, seed: int) -> Tensor:

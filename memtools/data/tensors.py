@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from memtools.batch import check_tensor
+
 __all__ = ["Tensors", "column", "in_memory", "targets_of"]
 
 
@@ -20,7 +22,8 @@ class Tensors(Dataset[tuple[Tensor, Tensor, int]]):
         clean_targets: The targets before noise; ``None`` is ``targets``.
 
     Raises:
-        ValueError: If the lengths differ.
+        TypeError: If an argument is no tensor.
+        ValueError: If the lengths differ, or a tensor is sparse, quantised or without data.
     """
 
     def __init__(
@@ -30,6 +33,13 @@ class Tensors(Dataset[tuple[Tensor, Tensor, int]]):
         is_corrupted: Tensor | None = None,
         clean_targets: Tensor | None = None,
     ) -> None:
+        given = {"inputs": inputs, "targets": targets}
+        given |= {} if is_corrupted is None else {"is_corrupted": is_corrupted}
+        given |= {} if clean_targets is None else {"clean_targets": clean_targets}
+        for name, tensor in given.items():
+            check_tensor(name, tensor)
+            if tensor.ndim == 0:
+                raise ValueError(f"{name} must have an entry for each example, got a scalar")
         n, device = len(inputs), inputs.device
         self.inputs = inputs
         self.targets = targets.to(device)
@@ -79,7 +89,7 @@ def in_memory(dataset: Any) -> Tensors:
     if isinstance(dataset, Tensors):
         return dataset
     inputs, targets = [], []
-    for i in range(len(dataset)):
+    for i in range(_length(dataset)):
         value, target, *_ = dataset[i]
         if not isinstance(value, Tensor | np.ndarray):
             raise ValueError(
@@ -106,8 +116,17 @@ def targets_of(dataset: Any) -> Tensor:
     """
     targets = column(dataset, "targets")
     if targets is None:
-        targets = [dataset[i][1] for i in range(len(dataset))]
+        targets = [dataset[i][1] for i in range(_length(dataset))]
     return _class_numbers(targets)
+
+
+def _length(dataset: Any) -> int:
+    if not hasattr(dataset, "__len__") or isinstance(dataset, str):
+        raise TypeError(
+            "dataset must be map-style, with a length and items (input, target), got "
+            f"{type(dataset).__name__}"
+        )
+    return len(dataset)
 
 
 def column(dataset: Any, name: str) -> Any:

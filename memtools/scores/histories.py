@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from memtools.batch import check_tensor
+
 __all__ = ["forgetting_events", "forgetting_time", "learning_time"]
 
 
@@ -72,7 +74,7 @@ def forgetting_time(correct: Tensor) -> Tensor:
         ValueError: If the history is of another shape or has other values.
     """
     _check(correct)  # before 1 - correct is rounded
-    return learning_time(1 - correct)
+    return learning_time(1 - correct.float())
 
 
 def _compact(correct: Tensor) -> Tensor:
@@ -82,6 +84,7 @@ def _compact(correct: Tensor) -> Tensor:
 
 
 def _check(correct: Tensor) -> None:
+    check_tensor("correct", correct)
     if correct.ndim != 2:
         raise ValueError(
             f"correct must have shape (n, T), got {tuple(correct.shape)}; "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from memtools.batch import check_batch
+from memtools.batch import check_batch, check_tensor
 from memtools.data import in_memory
 from memtools.guard import plain
 
@@ -39,9 +39,15 @@ class Examples:
         elif (
             hasattr(data, "__getitem__")
             and hasattr(data, "__len__")
-            and not isinstance(data, Tensor)
+            and not isinstance(data, Tensor | str)
         ):
-            tensors = in_memory(data)
+            try:
+                tensors = in_memory(data)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{name} must be (inputs, targets) as tensors, or a map-style data set of such "
+                    f"pairs: {error}"
+                ) from error
             inputs, targets = tensors.inputs, tensors.targets
         else:
             raise TypeError(
@@ -49,6 +55,7 @@ class Examples:
                 f"got {type(data).__name__}"
             )
         try:
+            check_tensor("targets", targets)
             check_batch(inputs, targets)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from memtools.batch import check_targets
+from memtools.batch import check_targets, check_tensor, check_whole
 from memtools.sensitivity.gathered import ExampleWeights, InputGradients, InputNorms, Sketch
 from memtools.sensitivity.objective import terms_of_classes
 from memtools.sensitivity.run import Part, Run
@@ -108,7 +108,7 @@ def loss_sensitivity(
             "signed gives a derivative through the training, neither the direct part nor a norm; "
             f"leave part, p and sketch at their defaults, got {part!r}, {p} and {sketch}"
         )
-    if sketch is not None and (sketch < 1 or p == math.inf):
+    if sketch is not None and (check_whole("sketch", sketch) < 1 or p == math.inf):
         raise ValueError(f"sketch must be at least 1, for p = 1 or 2, got {sketch} for p = {p}")
     run = Run(tape, data, at, part, objective, window, memory, progress)
     inputs = run.examples.inputs
@@ -170,7 +170,7 @@ def per_class_loss_sensitivity(
     check_targets(targets, int(targets.max()) + 1 if targets.ndim == 1 else 2)
     if classes is None:
         classes = int(targets.max()) + 1
-    elif classes <= int(targets.max()):
+    elif check_whole("num_classes", classes) <= int(targets.max()):
         raise ValueError(
             f"num_classes must be more than the largest class number, {int(targets.max())}, "
             f"got {classes}; leave it out"
@@ -227,10 +227,16 @@ def sensitivity_maps(
     """
     run = Run(tape, data, at, part, objective, window, memory, progress)
     n, shape = len(run.examples), run.examples.inputs.shape[1:]
-    wanted = torch.as_tensor(examples).cpu().flatten()
+    try:
+        wanted = torch.as_tensor(examples)
+        check_tensor("examples", wanted)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"examples must be numbers of examples, got {examples!r}") from error
+    wanted = wanted.cpu().flatten()
     if (
         len(wanted) == 0
         or wanted.is_floating_point()
+        or wanted.is_complex()
         or wanted.dtype == torch.bool
         or len(wanted.unique()) != len(wanted)
         or not 0 <= int(wanted.min()) <= int(wanted.max()) < n

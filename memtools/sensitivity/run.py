@@ -49,11 +49,11 @@ class Run:
             raise TypeError(f"tape must be a memtools.TrainingTape, got {type(tape).__name__}")
         if len(tape) == 0:
             raise ValueError("tape holds no update; call tape.record in the training loop")
-        if part not in ("total", "direct", "indirect"):
+        if not isinstance(part, str) or part not in ("total", "direct", "indirect"):
             raise ValueError(f'part must be "total", "direct" or "indirect", got {part!r}')
         if window is not None and (not isinstance(window, int) or window < 0):
             raise ValueError(f"window must be a number of updates from 0, got {window!r}")
-        if memory < 1:
+        if not isinstance(memory, int | float) or not memory >= 1:
             raise ValueError(f"memory must be a positive number of bytes, got {memory}")
         self.times = _times(at, len(tape))
         self.examples = Examples("data", data, tape.device, tape.dtype)
@@ -181,11 +181,10 @@ def _settle_allocator(device: torch.device) -> None:
 def _times(at: Any, total: int) -> list[int]:
     if at is None:
         return list(range(1, total + 1))
-    if isinstance(at, Tensor):
-        at = at.tolist()
     try:
+        at = at.tolist() if isinstance(at, Tensor) else at
         times = [operator.index(t) for t in (at if hasattr(at, "__iter__") else [at])]
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise TypeError(f"at must be numbers of updates, got {at!r}") from error
     if not times or not all(0 <= time <= total for time in times):
         raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from memtools.batch import LossFunction
+from memtools.batch import LossFunction, check_tensor, check_whole
 from memtools.guard import is_measuring, plain, unwrap
 from memtools.sensitivity.fingerprints import drew_since, fingerprint, probe_like, random_state
 from memtools.sensitivity.optimizers import OptimizerReader, flat
@@ -21,7 +21,7 @@ __all__ = ["Step", "TrainingTape"]
 Modes = tuple[bool, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth value
 class Step:
     """What a tape keeps of one update.
 
@@ -160,7 +160,7 @@ class TrainingTape:
         Raises:
             ValueError: If it is below one.
         """
-        if count < 1:
+        if check_whole("count", count) < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         total = len(self)
         count = min(count, total)
@@ -174,13 +174,26 @@ class TrainingTape:
                 ``(b,)``. Where gradients of several batches are accumulated: all of them.
 
         Raises:
+            TypeError: If ``indices`` are no tensor of numbers, array or sequence.
             ValueError: If there are no indices or gradients, the model was not called, the forward
                 pass ran under autocast, processes share the training, or several forward passes
                 that a replay cannot tell apart make up the update.
         """
         number = len(self) + 1
-        indices = torch.as_tensor(indices).detach()
-        if indices.ndim != 1 or len(indices) == 0 or indices.is_floating_point():
+        try:
+            indices = torch.as_tensor(indices).detach()
+            check_tensor("indices", indices)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"indices of update {number} must be the numbers of the examples, shape (b,), got "
+                f"{type(indices).__name__} ({error})"
+            ) from error
+        if (
+            indices.ndim != 1
+            or len(indices) == 0
+            or indices.is_floating_point()
+            or indices.is_complex()
+        ):
             raise ValueError(
                 f"indices of update {number} must be the numbers of the examples, shape (b,), got "
                 f"shape {tuple(indices.shape)} and {indices.dtype}"

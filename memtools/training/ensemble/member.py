@@ -1,14 +1,14 @@
 """What is trained, and how: the members of an ensemble and the settings that all of them share."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from memtools.batch import LossFunction
+from memtools.batch import LossFunction, check_whole
 from memtools.data import Tensors
 
 __all__ = ["Engine", "Member", "Settings", "check_members"]
@@ -59,7 +59,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "evaluate_every", "updates_per_epoch"):
             value = getattr(self, name)
-            if value is not None and operator.index(value) < 1:
+            if value is not None and check_whole(name, value) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name, allowed in (
             ("optimizer", ("sgd", "adamw")),
@@ -70,8 +70,13 @@ class Settings:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        if self.momentum < 0:
+        if not 0 <= self.momentum < inf:
             raise ValueError(f"momentum must not be negative, got {self.momentum}")
+        goal = self.stop_at_train_accuracy
+        if goal is not None and not 0 < goal <= 1:
+            raise ValueError(
+                f"stop_at_train_accuracy must be above 0 and at most 1, got {goal}; 95% is 0.95"
+            )
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0, got 0; set momentum, for "
                              "instance to 0.9")  # fmt: skip
@@ -81,7 +86,7 @@ class Settings:
             )
         if not all(0 <= beta < 1 for beta in self.betas) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers from 0 to below 1, got {self.betas}")
-        if not self.eps >= 0:
+        if not 0 <= self.eps < inf:
             raise ValueError(f"eps must not be negative, got {self.eps}")
 
     @property
@@ -132,11 +137,16 @@ def check_members(members: Sequence[Member], validation: Tensors | None) -> None
             )
         _check_data(f"train of members[{number}]", member.train)
         for name in ("learning_rate", "weight_decay"):
-            if not getattr(member, name) >= 0:
+            if not 0 <= getattr(member, name) < inf:
                 raise ValueError(
                     f"{name} of members[{number}] must not be negative, got {getattr(member, name)}"
                 )
-        operator.index(member.seed)
+        check_whole(f"seed of members[{number}]", member.seed)
+        if not isinstance(member.model, nn.Module):
+            raise TypeError(
+                f"model of members[{number}] must be a torch.nn.Module, got "
+                f"{type(member.model).__name__}"
+            )
         weights = list(member.model.parameters())
         if not any(weight.requires_grad for weight in weights):
             raise ValueError(

@@ -356,7 +356,10 @@ def outer_norms(rows: Tensor, columns: Tensor) -> Tensor:
     whole. The second cancels where the sum is far smaller than its terms; examples for which that
     would cost digits are redone by the first.
 
-    On a GPU, float32 is multiplied as ``torch.get_float32_matmul_precision`` says.
+    On a GPU, float32 is multiplied as ``torch.get_float32_matmul_precision`` says. The squares of
+    either factor have to fit the dtype of the result, even where those of the sum would: in
+    float32, elements below 1e-19 lose precision, below 1e-23 they count as 0, beyond 1.8e19 the
+    result may be infinite or NaN. Pass ``rows.double()`` if that matters.
 
     Not differentiable: meant for the outputs of ``torch.func`` transforms, not for their inside.
 

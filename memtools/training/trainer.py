@@ -283,7 +283,7 @@ class Trainer:
         try:
             before, updates = dict(state["settings"]), int(state["updates"])
             results = [EpochResult.of(values) for values in state["results"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {self.checkpoint} holds something else than the state of a Trainer; "
                 "name another file"

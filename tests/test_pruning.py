@@ -55,6 +55,11 @@ def test_a_threshold_is_kept_or_dropped(scores, threshold, hardest):
     assert pruning.drop(scores, **options).tolist() == left
 
 
+def test_high_scores_are_kept_and_dropped_if_nothing_is_said():
+    assert pruning.keep([1.0, 2.0, 3.0, 4.0], 0.25).tolist() == [3]
+    assert pruning.drop([1.0, 2.0, 3.0, 4.0], 0.25).tolist() == [0, 1, 2]
+
+
 def test_what_has_no_score_comes_after_what_has_the_least():
     assert pruning.keep([math.nan, -math.inf], 0.5).tolist() == [1]
     assert pruning.keep([math.nan, math.inf], 0.5, hardest=False).tolist() == [1]
@@ -149,7 +154,10 @@ def test_strata_are_of_equal_width_from_the_least_score_to_the_largest():
         (lambda: pruning.keep([1.0], math.nan), "share must lie between 0 and 1, got nan"),
         (lambda: pruning.drop([[1.0]], 0.5), r"scores must be real numbers of shape \(n,\)"),
         (lambda: pruning.keep([1.0], 0.5, targets=[1, 2]), "one entry for each of the 1 scores"),
-        (lambda: pruning.keep([1.0], threshold=1, targets=[1]), "targets must be None with a thre"),
+        (
+            lambda: pruning.keep([1.0], threshold=1, targets=[1]),
+            "^targets must be None with a thre",
+        ),
         (lambda: pruning.window([1.0], -0.1, 0.2), "begin must lie between 0 and 1, got -0.1"),
         (lambda: pruning.window([1.0], 0.1, 1.2), "end must lie between 0 and 1, got 1.2"),
         (lambda: pruning.keep([1j], 0.5), "scores must be real numbers .* got torch.complex64"),

@@ -24,6 +24,7 @@ from bench import (
     kills_report,
     ledger_report,
     long_run_report,
+    matrix_report,
     mislabels,
     operators_report,
     sensitivity_report,
@@ -141,6 +142,7 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
         "claims": studies.compact,
     },
     ROOT / "bench" / "README.md": {
+        "matrix": matrix_report.page,
         "gradient norms": gradient_norms_report.page,
         "loss sensitivity": sensitivity_report.page,
         "critical samples": critical_report.page,

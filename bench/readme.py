@@ -21,6 +21,7 @@ from bench import (
     critical_report,
     ensemble_report,
     gradient_norms_report,
+    growth_report,
     kills_report,
     ledger_report,
     long_run_report,
@@ -143,6 +144,7 @@ PARTS: dict[Path, dict[str, Callable[[], str]]] = {
     },
     ROOT / "bench" / "README.md": {
         "matrix": matrix_report.page,
+        "growth": growth_report.page,
         "gradient norms": gradient_norms_report.page,
         "loss sensitivity": sensitivity_report.page,
         "critical samples": critical_report.page,
@@ -190,6 +192,7 @@ def main() -> None:
     draw()
     gradient_norms_report.draw()
     sensitivity_report.draw()
+    growth_report.draw()
     for file in PARTS:
         file.write_text(refreshed(file))
 

@@ -53,6 +53,7 @@ def test_figures_show_the_kept_results(readme_tool):
         readme_tool,
         readme_tool.gradient_norms_report,
         readme_tool.sensitivity_report,
+        readme_tool.growth_report,
     ):
         assert tool.digest() in tool.FIGURE.read_text()
 

@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ HISTORY = {
 
 
 def train(model=MODEL, inputs=INPUTS, targets=TARGETS, member=None, **options):
-    member = {"train": data.Tensors(inputs, targets)} | (member or {})
-    members = [training.Member(nn.Linear(2, 2) if model is MODEL else model, **member)]
+    settings: dict[str, Any] = {"train": data.Tensors(inputs, targets)} | (member or {})
+    members = [training.Member(nn.Linear(2, 2) if model is MODEL else model, **settings)]
     return training.train_ensemble(members, **{"epochs": 1, "engine": "loop"} | options)
 
 

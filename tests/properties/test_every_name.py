@@ -27,7 +27,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def tests_here() -> str:
+def text_of_tests() -> str:
     files = Path(__file__).parent.glob("*.py")
     return "\n".join(file.read_text() for file in files if file != Path(__file__))
 
@@ -36,7 +36,7 @@ def tests_here() -> str:
 def test_every_public_name_is_called_by_a_property(name):
     if name == "memtools.metrics":
         pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
-    module, text = importlib.import_module(name), tests_here()
+    module, text = importlib.import_module(name), text_of_tests()
     public = {n for n in module.__all__ if callable(getattr(module, n))} - ELSEWHERE
     assert [n for n in sorted(public) if not re.search(rf"\b{n}\b", text)] == []
 

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from functools import cache
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -94,13 +95,15 @@ def test_scores_of_any_size(parts, drawn):
         n = len(numbers)
         indices = drawn.draw(st.lists(st.integers(-1, 4), min_size=n, max_size=n))
         fits = all(0 <= v < math.inf for v in numbers) and all(0 <= i < 4 for i in indices)
-        before = {key: state.clone() for key, state in metric.metric_state.items()}
+        states: dict[str, Any] = metric.metric_state
+        before = {key: state.clone() for key, state in states.items()}
         try:
             metric.update(values, indices)
         except ValueError as error:
             if fits:
                 raise AssertionError from error
-            assert all(torch.equal(before[key], x) for key, x in metric.metric_state.items())
+            states = metric.metric_state
+            assert all(torch.equal(before[key], x) for key, x in states.items())
         else:
             assert fits
             for i, v in zip(indices, numbers, strict=True):
@@ -153,7 +156,8 @@ def test_epochs_of_any_logits(parts, drawn):
 def test_ugly_arguments_are_refused_and_change_nothing(name):
     measure = MEASURES[name]
     metric = updated(measure.build(), measure, [0, 1])
-    before = {key: state.clone() for key, state in metric.metric_state.items()}
+    states: dict[str, Any] = metric.metric_state
+    before = {key: state.clone() for key, state in states.items()}
     fitting = measure.arguments(torch.arange(4))
     if "model" in fitting:
         fitting |= {"model": nn.Linear(2, CLASSES), "inputs": torch.rand(4, 2)}
@@ -164,4 +168,5 @@ def test_ugly_arguments_are_refused_and_change_nothing(name):
                 continue
             with pytest.raises((TypeError, ValueError), match="|".join(fitting)):
                 metric.update(**fitting | {argument: value})
-    assert all(torch.equal(before[key], x) for key, x in metric.metric_state.items())
+    states = metric.metric_state
+    assert all(torch.equal(before[key], x) for key, x in states.items())

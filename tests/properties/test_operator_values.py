@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import memtools_kernels as kernels
 import torch
@@ -16,10 +17,10 @@ from tests.properties.tensors import FLOATS, any_number, batches, laid_out
 ORDERS = st.sampled_from([1, 2, math.inf])
 
 
-def exactly(tensor: Tensor) -> list:
+def exactly(tensor: Tensor) -> Any:
     """A tensor as nested lists of fractions."""
     if tensor.ndim == 0:
-        return Fraction(float(tensor))  # type: ignore[return-value]
+        return Fraction(float(tensor))
     return [exactly(part) for part in tensor.detach().double()]
 
 
@@ -112,7 +113,7 @@ def test_outer_norms(drawn):
             sum(r[i] * c[j] for r, c in zip(rows, columns, strict=True)) ** 2
             for i, j in product(range(len(rows[0])), range(len(columns[0])))
         )
-        parts = [sum(dot(v, v) for v in factor) for factor in (rows, columns)]
+        parts = [sum((dot(v, v) for v in factor), Fraction(0)) for factor in (rows, columns)]
         assert is_square(found, Fraction(total), parts[0] * parts[1], parts)
 
 
@@ -132,7 +133,7 @@ def test_patch_norms(data, kernel, stride, padding, dilation):
             seen = [channel[i] if 0 <= i < pixels else Fraction(0) for i in places]
             total += dot(seen, row) ** 2
             terms += dot([abs(v) for v in seen], [abs(v) for v in row]) ** 2
-        parts = [sum(dot(v, v) for v in factor) for factor in (image, vector)]
+        parts = [sum((dot(v, v) for v in factor), Fraction(0)) for factor in (image, vector)]
         whole = parts[0] * parts[1] * positions * kernel
         assert is_square(square, total, whole, parts)
 
@@ -150,7 +151,8 @@ def test_lookup_norms(drawn, data):
             sum((r[k] for i, r in zip(index, rows, strict=True) if i == v), Fraction(0))
             for v, k in product(range(3), range(width))
         ]
-        terms = sum((sum(abs(r[k]) for r in rows) ** 2 for k in range(width)), Fraction(0))
+        sizes = [sum((abs(r[k]) for r in rows), Fraction(0)) for k in range(width)]
+        terms = dot(sizes, sizes)
         assert is_square(square, dot(sums, sums), terms, [])
 
 

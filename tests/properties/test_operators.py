@@ -1,6 +1,7 @@
 """The operators on whatever tensors there are: right, or refused in words."""
 
 import math
+from typing import Any
 
 import memtools_kernels as kernels
 import pytest
@@ -94,14 +95,14 @@ def test_views_count_as_the_numbers_that_they_show(name, argument):
 @pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
 @pytest.mark.parametrize("entry", [-1, 2.5, "2"])
 def test_windows_that_are_none_are_refused(name, entry):
-    options = {"kernel_size": (2,), name: (entry,)}
+    options: dict[str, Any] = {"kernel_size": (2,), name: (entry,)}
     with pytest.raises(ValueError, match=rf"^{name} must hold whole numbers from"):
         kernels.patch_norms(torch.ones(4, 2, 3), torch.ones(4, 3, 2), **options)
 
 
 @pytest.mark.parametrize("name", ["kernel_size", "stride", "dilation"])
 def test_windows_of_no_size_are_refused(name):
-    options = {"kernel_size": (2,), name: (0,)}
+    options: dict[str, Any] = {"kernel_size": (2,), name: (0,)}
     with pytest.raises(ValueError, match=rf"^{name} must hold whole numbers from 1"):
         kernels.patch_norms(torch.ones(4, 2, 3), torch.ones(4, 3, 2), **options)
 

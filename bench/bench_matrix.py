@@ -13,7 +13,7 @@ import torch
 
 from bench.cases.operation import checked, versions
 from bench.cases.table import OPERATIONS, OURS
-from bench.gradient_norms import circumstances
+from bench.kept import circumstances
 from bench.matrix import COMPILED
 from bench.memory import peak_of_fork
 

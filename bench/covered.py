@@ -13,9 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import coverage
-
-from bench.gradient_norms import RESULTS, circumstances
+from bench.kept import RESULTS, circumstances
 from memtools.files import write_text
 
 
@@ -36,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def packages(data: str) -> dict[str, dict[str, float]]:
     """Lines and branches, and how many are reached, by package or module of the top level."""
+    import coverage  # of the extra `dev`; who runs the tests need not have it
+
     measured = coverage.Coverage(data_file=data)
     measured.load()
     with tempfile.NamedTemporaryFile("r", suffix=".json") as report:

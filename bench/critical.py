@@ -30,7 +30,7 @@ from bench.critical_peers import (
     Search,
     versions,
 )  # fmt: skip
-from bench.gradient_norms import RESULTS, circumstances, first_words, keep, show
+from bench.kept import RESULTS, circumstances, first_words, keep, show
 from bench.searched import Whole, counted, flips
 from bench.timing import QUICK, Effort, Make, Timing, in_turn
 from memtools import CriticalSearch, find_critical
@@ -180,7 +180,6 @@ def main() -> None:
         "reference": critical_reference.SETTINGS,
         "models": {},
     }
-    del about["wrong_above"]
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n", flush=True)
     show(Row._fields)
     rows: list[Row] = []

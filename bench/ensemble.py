@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bench.gradient_norms import RESULTS, circumstances
+from bench.kept import RESULTS, circumstances
 from memtools.data import Tensors
 from memtools.models import MLP
 from memtools.training import Member, train_ensemble
@@ -141,7 +141,6 @@ def main() -> None:
     cases, rounds = (QUICK, 1) if arguments.quick else (FULL, 5)
 
     about = circumstances() | {"quick": arguments.quick}
-    del about["peers"], about["wrong_above"]
     threads = sorted({1, torch.get_num_threads()})
     found = []
     for case in cases:

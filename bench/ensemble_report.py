@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from bench.gradient_norms import RESULTS
+from bench.kept import RESULTS
 
 COLUMNS = ("plain loop", "loop", "vmap", "fused", "auto")
 

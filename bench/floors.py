@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import memtools
 from bench import steps
-from bench.gradient_norms import RESULTS, circumstances, keep, show
+from bench.kept import RESULTS, circumstances, keep, show
 from bench.problems import PROBLEMS, Problem
 from bench.timing import FULL, QUICK, Effort, Make, Timing, in_turn
 from bench.training import Training
@@ -115,7 +115,6 @@ def main() -> None:
 
     torch.set_num_threads(1)
     about = circumstances() | {"quick": arguments.quick}
-    del about["peers"], about["wrong_above"]
     show(Row._fields)
     rows = []
     for name in [arguments.only] if arguments.only else PROBLEMS:

@@ -3,8 +3,8 @@
 import csv
 import json
 
-from bench.gradient_norms import RESULTS
 from bench.gradient_norms_report import number, table
+from bench.kept import RESULTS
 
 PASSES = ("pass to the inputs", "products of matrices", "parameter norms", "both norms")
 STEPS = ("step with the inputs' gradient", "watched step")

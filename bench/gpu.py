@@ -22,7 +22,8 @@ import triton
 
 from bench.device_timing import Call, Times, in_turn
 from bench.gpu_models import calls, searches, trainings
-from bench.gradient_norms import RESULTS, circumstances, first_words, keep, show
+from bench.gradient_norms import peers
+from bench.kept import RESULTS, circumstances, first_words, keep, show
 from bench.operator_problems import Problem, off_by, on_gpu, small, widened
 
 SECONDS = 2.0
@@ -149,10 +150,10 @@ def main() -> None:
         "device": name,
         "cuda": torch.version.cuda,
         "triton": triton.__version__,
+        "peers": peers(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "quick": arguments.quick,
     }
-    del about["wrong_above"]
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n", flush=True)
     show(Row._fields)
     rows: list[Row] = []

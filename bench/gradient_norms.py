@@ -7,31 +7,27 @@ kept only in a folder that is named.
 
 import argparse
 import copy
-import csv
 import gc
 import importlib.metadata
 import json
-import math
-import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench import scaling, steps
+from bench import steps
+from bench.kept import RESULTS, circumstances, first_words, keep, show
 from bench.memory import peak_mib
 from bench.peers import PEERS
 from bench.problems import PROBLEMS, Problem
 from bench.timing import FULL, QUICK, Effort, Make, Timing, in_turn
 from bench.training import CHECKED_STEPS, cost_of_watching, same_weights
 
-RESULTS = Path(__file__).parent / "results"
 # In float32, a loop over the examples is honestly off by up to 6e-5 in the norms of the parameter
 # gradients (by 1.7e-4 in those of the inputs); the smallest omission that was seen makes 8e-4.
 WRONG = 2e-4
@@ -101,14 +97,6 @@ def _compared(row: Row, norms: Sequence[Tensor], wanted: Sequence[Tensor]) -> Ro
     return row._replace(relative_error=error, status="ok" if right else "wrong")
 
 
-def first_words(error: BaseException) -> str:
-    """Type and beginning of an error; of the last one where a tool joins several."""
-    if error.args and isinstance(error.args[0], list) and error.args[0]:
-        inner = error.args[0][-1]
-        error = inner if isinstance(inner, BaseException) else error
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}".removesuffix(": ")
-
-
 def timed(problem: Problem, effort: Effort) -> list[Row]:
     """Rows of all tools: the plain pass first, the first call of memtools last."""
     found = list(checked(problem))
@@ -140,52 +128,15 @@ def watched(problem: Problem, effort: Effort) -> list[Row]:
     return [Row(problem.name, "training step").timed(timings[""]), row]
 
 
-def circumstances() -> dict[str, Any]:
-    """Where and with what was measured."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(describe, cwd=RESULTS, capture_output=True, text=True).stdout.strip()
-    peers = {}
+def peers() -> dict[str, str]:
+    """The version of each."""
+    found = {}
     for name, package in PACKAGES.items():
         try:
-            peers[name] = importlib.metadata.version(package)
+            found[name] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            peers[name] = "not installed"
-    return {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processor": processor(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "commit": commit,
-        "peers": {**peers, "fastdp": "retyped from its public source, norms only"},
-        "wrong_above": WRONG,
-    }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def keep(path: Path, kind: type[NamedTuple], rows: Sequence[tuple[Any, ...]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(kind._fields)
-        writer.writerows([_cell(value) for value in row] for row in rows)
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
-    return "" if value is None else value
-
-
-def show(row: tuple[Any, ...]) -> None:
-    print(*(_cell(value) for value in row), sep="\t", flush=True)
+            found[name] = "not installed"
+    return found | {"fastdp": "retyped from its public source, norms only"}
 
 
 def main() -> None:
@@ -202,7 +153,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     start = time.perf_counter()
-    about = circumstances() | {"quick": arguments.quick}
+    about = circumstances()
+    about |= {"peers": peers(), "wrong_above": WRONG, "quick": arguments.quick}
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n", flush=True)
     show(Row._fields)
     rows = []
@@ -214,20 +166,11 @@ def main() -> None:
             show(row)
         rows += found
         gc.collect()  # some tools leave cycles, which hold gradients of all examples
-    points = []
-    if not arguments.only:
-        show(scaling.Point._fields)
-        for point in scaling.measure(effort):
-            show(point)
-            points.append(point)
-        about["exponents"] = scaling.exponents(points)
-        print(json.dumps(about["exponents"], indent=2))
     about["seconds"] = round(time.perf_counter() - start)
     print(f"{about['seconds']} s")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         keep(folder / "gradient_norms.csv", Row, rows)
-        keep(folder / "gradient_norms_scaling.csv", scaling.Point, points)
         (folder / "gradient_norms.json").write_text(json.dumps(about, indent=2) + "\n")
         print("kept in", folder, "- python -m bench.readme makes tables and figure of it")
 

@@ -13,8 +13,8 @@ from memtools.report.drawing import canvas, save
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "gradient_norms.csv"
-SCALING = RESULTS / "gradient_norms_scaling.csv"
 SETTINGS = RESULTS / "gradient_norms.json"
+SCALING, SCALING_SETTINGS = RESULTS / "scaling.csv", RESULTS / "scaling.json"
 FIGURE = RESULTS / "gradient_norms.svg"
 OURS = ("memtools parameters", "memtools both", "memtools inputs")
 # Tools that give the norms of the parameter gradients, and those alone, have a column each.
@@ -27,7 +27,7 @@ Record = dict[str, str]
 
 def digest() -> str:
     """What ties the figure to the results that it shows."""
-    return hashlib.sha256(b"".join(f.read_bytes() for f in (ROWS, SCALING, SETTINGS))).hexdigest()
+    return hashlib.sha256(SCALING.read_bytes() + SCALING_SETTINGS.read_bytes()).hexdigest()
 
 
 def results() -> dict[str, dict[str, Record]]:
@@ -117,14 +117,19 @@ def steps_table() -> str:
     return table(head, rows)
 
 
-def _exponents(settings: dict[str, Any]) -> str:
+def _exponents() -> str:
+    settings = json.loads(SCALING_SETTINGS.read_text())
     rows = [
         [axis.replace("sequence", "sequence length")]
         + [str(tools[tool].get(what, "n/a")) for what in WHATS for tool in TOOLS]
         for axis, tools in settings["exponents"].items()
     ]
     head = ["exponent", *(f"{what}, {tool}" for what in ("time", "memory") for tool in TOOLS)]
-    return table(head, rows)
+    return (
+        f"{table(head, rows)}\n\nSlopes over the larger half of the sizes. torch "
+        f"{settings['torch']}, {settings['threads']} thread of {settings['processor']}, commit "
+        f"{settings['commit'][:7]}."
+    )
 
 
 def _where(settings: dict[str, Any]) -> str:
@@ -163,9 +168,9 @@ def page() -> str:
         "`watch`: a whole training step (SGD with momentum) with both norms read, beside the same "
         "step without; “same” is bit by bit. Memory: resident at the peak of the first call, "
         "beyond what is there before it; in the plain pass that is also the weights' gradients.",
+        _where(settings),
         f"![Time and memory against batch, sequence length and width](results/{FIGURE.name})",
-        _exponents(settings),
-        "Slopes over the larger half of the sizes. " + _where(settings),
+        _exponents(),
     ]
     return "\n\n".join(blocks)
 

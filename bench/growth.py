@@ -27,8 +27,8 @@ from bench import scaling, steps
 from bench.cases import gradients, histories, inequality, searches
 from bench.cases.operation import Run, Way, versions
 from bench.critical_peers import Cell
-from bench.gradient_norms import RESULTS, circumstances, first_words, keep, show
-from bench.memory import forget_peak, give_back_at_once, peak_kib, resident_kib
+from bench.kept import RESULTS, circumstances, first_words, keep, show
+from bench.memory import data_kib, forget_peak, give_back_at_once, peak_kib, resident_kib
 from bench.problems import CLASSES, Problem
 from memtools.models import MLP
 
@@ -59,7 +59,7 @@ class Limits(NamedTuple):
     seconds: int
     """CPU time."""
     bytes: int
-    """Of all data of the process."""
+    """Of data, beyond what the process has before."""
 
 
 class Axis(NamedTuple):
@@ -169,7 +169,8 @@ def in_fork(point: Point, build: Callable[[], Any], prepare: Way, limits: Limits
 
 def _measured(build: Callable[[], Any], prepare: Way, limits: Limits) -> dict[str, Any]:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (limits.bytes, limits.bytes))
+    most = 1024 * data_kib() + limits.bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     give_back_at_once()
     try:
         run = prepare(build())
@@ -243,7 +244,6 @@ def main() -> None:
         "patience_seconds": limits.seconds,
         "memory_gib": arguments.memory,
     }
-    del about["wrong_above"]
     show(Point._fields)
     found = []
     for name in [arguments.only] if arguments.only else AXES:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.gradient_norms import RESULTS, circumstances
+from bench.kept import RESULTS, circumstances
 from bench.killed import Killer, undisturbed
 from bench.killed_jobs import JOBS, Job
 
@@ -77,7 +77,6 @@ def main() -> None:
 
     torch.set_num_threads(1)
     found = circumstances() | {"jobs": {}}
-    del found["peers"], found["wrong_above"]
     for name in arguments.only:
         with tempfile.TemporaryDirectory() as scratch:
             found["jobs"][name] = killed(JOBS[name], arguments.kills, Path(scratch))

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from bench.gradient_norms import RESULTS
+from bench.kept import RESULTS
 from bench.killed import ALL_WHOLE, BY_CLOCK, BY_OPERATION, HALF_WRITTEN, NOTHING_YET
 
 COLUMNS = {

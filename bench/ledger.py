@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 import memtools
-from bench.gradient_norms import RESULTS, circumstances
+from bench.kept import RESULTS, circumstances
 from bench.memory import OwnMemory, resident_kib
 
 BATCH, CLASSES = 1024, 10
@@ -107,7 +107,6 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     about = circumstances() | {"quick": arguments.quick}
-    del about["peers"], about["wrong_above"]
     sizes = (1000, 2, 64) if arguments.quick else (10**7, 10, BATCH)
     found = about | measured(*sizes)
     print(json.dumps(found, indent=2))

@@ -2,7 +2,7 @@
 
 import json
 
-from bench.gradient_norms import RESULTS
+from bench.kept import RESULTS
 
 
 def page() -> str:

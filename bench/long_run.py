@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import memtools
-from bench.gradient_norms import RESULTS, circumstances
+from bench.kept import RESULTS, circumstances
 from bench.memory import resident_kib
 from memtools import metrics
 
@@ -118,7 +118,6 @@ def main() -> None:
     finally:
         shutil.rmtree(scratch)
     about = circumstances()
-    del about["peers"], about["wrong_above"]
     found = about | summarised(seen)
     print(json.dumps(found, indent=2))
     if folder is not None:

@@ -3,8 +3,8 @@
 import json
 import math
 
-from bench.gradient_norms import RESULTS
 from bench.gradient_norms_report import table
+from bench.kept import RESULTS
 from bench.long_run import BLOCKS, SECONDS, WARM_UP
 
 QUANTITIES = {

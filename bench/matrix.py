@@ -20,7 +20,8 @@ import torch
 
 from bench.cases.operation import Operation, checked, versions
 from bench.cases.table import OPERATIONS, OURS
-from bench.gradient_norms import RESULTS, Row, circumstances, keep, show
+from bench.gradient_norms import Row
+from bench.kept import RESULTS, circumstances, keep, show
 from bench.memory import peak_of_fork
 from bench.timing import QUICK, Effort, Make, in_turn
 
@@ -61,7 +62,6 @@ def measured(
 def about() -> dict[str, Any]:
     """Where and with what was measured."""
     found = circumstances() | {"peers": versions(), "device": "cpu", "clock": "CPU time"}
-    del found["wrong_above"]
     return found
 
 

@@ -43,7 +43,7 @@ def peak_mib(
     os.environ.update(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
     # Every process is a fork of one that has imported everything and computed nothing.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.steps", "bench.scaling"])
+    context.set_forkserver_preload(["bench.steps", "bench.problems"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(build, argument, call, warm_up, theirs))
     process.start()
@@ -155,6 +155,11 @@ class OwnMemory:
 def resident_kib() -> int:
     """Resident memory of this process."""
     return _kib("VmRSS")
+
+
+def data_kib() -> int:
+    """Memory of this process that counts as data, resident or not."""
+    return _kib("VmData")
 
 
 def _kib(field: str) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench.gradient_norms import RESULTS, circumstances, keep, show
+from bench.kept import RESULTS, circumstances, keep, show
 from bench.operator_problems import Problem, off_by, on_cpu, small, widened
 from bench.timing import FULL, QUICK, Effort, in_turn
 
@@ -60,7 +60,6 @@ def main() -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
     about = circumstances() | {"quick": arguments.quick, "wrong_above": WRONG}
-    del about["peers"]
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n", flush=True)
     show(Row._fields)
     rows = []

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 import triton
 
-from bench.gradient_norms import RESULTS, keep, show
+from bench.kept import RESULTS, keep, show
 from bench.launches import launches
 
 COMPILED_WITH = {"torch": torch.__version__, "triton": triton.__version__}

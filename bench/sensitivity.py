@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.gradient_norms import RESULTS, circumstances, keep, show
+from bench.kept import RESULTS, circumstances, keep, show
 from bench.memory import peak_mib
 from bench.timing import FULL, QUICK, Effort, in_turn
 from bench.unrolled import Training, paper, recorded, unrolled
@@ -180,7 +180,6 @@ def main() -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
     about = circumstances() | {"quick": arguments.quick, "updates": updates}
-    del about["peers"], about["wrong_above"]
     print(*(f"{key}: {value}" for key, value in about.items()), sep="\n", flush=True)
     found: dict[type, list[Any]] = {Cost: [], Memory: [], Approximation: []}
     for kind, rows in (

@@ -163,3 +163,9 @@ def test_an_operation_measured_anew_leaves_the_others_alone(tmp_path):
         "box search": "old",
         "Gini coefficient": "new",
     }
+
+
+def test_costs_are_measured_along_every_axis(tmp_path):
+    found = rows_of("bench.scaling", "scaling.json", tmp_path)["exponents"]
+    assert found.keys() == {"batch", "sequence", "width"}
+    assert all(ways.keys() == {"plain", "memtools both"} for ways in found.values())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.gradient_norms import first_words
+from bench.kept import first_words
 
 Run = Callable[[], Any]
 """The operation, done once; what is timed."""

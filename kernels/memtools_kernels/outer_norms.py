@@ -305,7 +305,9 @@ def _launch_direct(
     ]  # fmt: skip
     meta: dict[str, Any] = {"R": block_r, "C": block_c, "T": block_t}
     meta |= how
-    meta["num_warps"] = 8 if block_r * block_c > 64 * 64 else 4
+    # Where to find a patch takes registers, of which more warps have more.
+    most = 64 * 64 if data.window is None else 32 * 64
+    meta["num_warps"] = 8 if block_r * block_c > most else 4
     _direct_kernel[(parts.numel(),)](*args, **meta)
     return parts.sum(1)
 

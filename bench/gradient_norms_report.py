@@ -196,7 +196,7 @@ def draw() -> None:
     with SCALING.open() as file:
         points = list(csv.DictReader(file))
     with canvas(12, 6.4) as sheet:
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FuncFormatter, LogFormatterMathtext
 
         grid = sheet.subplots(len(WHATS), len(AXES), sharex="col", sharey="row")
         for row, (what, (label, unit)) in zip(grid, WHATS.items(), strict=True):
@@ -213,8 +213,8 @@ def draw() -> None:
                         label="plain pass" if tool == "plain" else "memtools, both norms",
                     )
                 axes.set_xscale("log", base=2)
-                for scale in (axes.xaxis, axes.yaxis):
-                    scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_major_formatter(LogFormatterMathtext(base=2))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axes.minorticks_off()
                 axes.set_xticks(axis.sizes)
             row[0].set_ylabel(label)

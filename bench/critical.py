@@ -22,15 +22,15 @@ from bench import critical_reference
 from bench.critical_models import HELD_OUT, RECIPES, TUNED, images, trained
 from bench.critical_peers import (
     LOOPS,
+    PACKAGES,
     PEERS,
     STEPS,
     STEPS_ACROSS,
     Cell,
     Peer,
     Search,
-    versions,
 )  # fmt: skip
-from bench.kept import RESULTS, circumstances, first_words, keep, show
+from bench.kept import RESULTS, circumstances, first_words, keep, show, versions_of
 from bench.searched import Whole, counted, flips
 from bench.timing import QUICK, Effort, Make, Timing, in_turn
 from memtools import CriticalSearch, find_critical
@@ -173,7 +173,7 @@ def main() -> None:
     start = time.perf_counter()
     about = circumstances() | {
         "quick": arguments.quick,
-        "peers": versions(),
+        "peers": versions_of(PACKAGES),
         "steps": STEPS,
         "steps_across": STEPS_ACROSS,
         "timed_in_loop": TIMED_IN_LOOP,

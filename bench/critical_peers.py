@@ -8,7 +8,6 @@ are frozen, which spares the tools that call ``backward`` the gradients of the w
 # Where a peer is not installed, a type checker cannot find it either.
 # pyright: reportMissingImports=false
 
-import importlib.metadata
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -165,13 +164,3 @@ def art(cell: Cell) -> Search:
 
 LOOPS: dict[str, Callable[..., Search]] = {"loop": loop, "frozen loop": frozen_loop}
 PEERS: dict[str, Peer] = {"foolbox": foolbox, "torchattacks": torchattacks, "ART": art}
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name, package in PACKAGES.items():
-        try:
-            found[name] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

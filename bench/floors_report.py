@@ -1,10 +1,9 @@
 """The table of ``python -m bench.floors``: what of the price of gradient norms could be saved."""
 
-import csv
 import json
 
 from bench.gradient_norms_report import number, table
-from bench.kept import RESULTS
+from bench.kept import RESULTS, Record, by_two
 
 PASSES = ("pass to the inputs", "products of matrices", "parameter norms", "both norms")
 STEPS = ("step with the inputs' gradient", "watched step")
@@ -12,12 +11,9 @@ STEPS = ("step with the inputs' gradient", "watched step")
 
 def page() -> str:
     about = json.loads((RESULTS / "floors.json").read_text())
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    with (RESULTS / "floors.csv").open() as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["problem"], {})[row["way"]] = row
+    found = by_two(RESULTS / "floors.csv", "problem", "way")
 
-    def cell(ways: dict[str, dict[str, str]], way: str) -> str:
+    def cell(ways: dict[str, Record], way: str) -> str:
         if way not in ways:
             return "none"
         ratio, low, high = (ways[way][key] for key in ("ratio", "ratio_p20", "ratio_p80"))

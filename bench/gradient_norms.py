@@ -8,7 +8,6 @@ kept only in a folder that is named.
 import argparse
 import copy
 import gc
-import importlib.metadata
 import json
 import time
 import warnings
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench import steps
-from bench.kept import RESULTS, circumstances, first_words, keep, show
+from bench.kept import RESULTS, circumstances, first_words, keep, show, versions_of
 from bench.memory import peak_mib
 from bench.peers import PEERS
 from bench.problems import PROBLEMS, Problem
@@ -130,13 +129,7 @@ def watched(problem: Problem, effort: Effort) -> list[Row]:
 
 def peers() -> dict[str, str]:
     """The version of each."""
-    found = {}
-    for name, package in PACKAGES.items():
-        try:
-            found[name] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found | {"fastdp": "retyped from its public source, norms only"}
+    return versions_of(PACKAGES) | {"fastdp": "retyped from its public source, norms only"}
 
 
 def main() -> None:

@@ -4,14 +4,13 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from bench.kept import RESULTS, Record, by_two
 from bench.problems import MAIN
 from bench.scaling import AXES
 from memtools.report.drawing import canvas, save
 
-RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "gradient_norms.csv"
 SETTINGS = RESULTS / "gradient_norms.json"
 SCALING, SCALING_SETTINGS = RESULTS / "scaling.csv", RESULTS / "scaling.json"
@@ -22,8 +21,6 @@ BESIDE = ("plain", "memtools both, first call", "training step", "watch")
 TOOLS = {"plain": ("#E69F00", (0, (4, 1.5)), "s"), "memtools both": ("#0072B2", "solid", "o")}
 WHATS = {"seconds": ("time (ms)", 1000), "memory_mib": ("peak memory (MiB)", 1)}
 
-Record = dict[str, str]
-
 
 def digest() -> str:
     """What ties the figure to the results that it shows."""
@@ -32,11 +29,7 @@ def digest() -> str:
 
 def results() -> dict[str, dict[str, Record]]:
     """Records by problem and tool."""
-    found: dict[str, dict[str, Record]] = {}
-    with ROWS.open() as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["problem"], {})[row["tool"]] = row
-    return found
+    return by_two(ROWS, "problem", "tool")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,18 +1,31 @@
 """What benchmarks keep: rows, and where and with what they were measured."""
 
 import csv
+import importlib.metadata
 import math
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["RESULTS", "circumstances", "first_words", "keep", "show"]
+__all__ = [
+    "RESULTS",
+    "Record",
+    "by_two",
+    "circumstances",
+    "first_words",
+    "keep",
+    "show",
+    "versions_of",
+]
 
 RESULTS = Path(__file__).parent / "results"
+
+Record = dict[str, str]
+"""A row of a file that was kept."""
 
 
 def circumstances() -> dict[str, Any]:
@@ -27,6 +40,26 @@ def circumstances() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit,
     }
+
+
+def versions_of(packages: Mapping[str, str]) -> dict[str, str]:
+    """Versions by the names that benchmarks have for packages."""
+    found = {}
+    for name, package in packages.items():
+        try:
+            found[name] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def by_two(path: Path, first: str, second: str) -> dict[str, dict[str, Record]]:
+    """The rows of a file by two of their columns."""
+    found: dict[str, dict[str, Record]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row[first], {})[row[second]] = row
+    return found
 
 
 def _processor() -> str:

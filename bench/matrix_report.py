@@ -1,11 +1,11 @@
 """The tables of what ``python -m bench.matrix`` has kept."""
 
-import csv
 import json
 from pathlib import Path
 
 from bench.cases.table import OURS
-from bench.gradient_norms_report import Record, number, table
+from bench.gradient_norms_report import number, table
+from bench.kept import Record, by_two
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "matrix.csv"
@@ -18,11 +18,7 @@ NO_TOOLS = (*PLAIN, "vmap chunked", "expanded weights")
 
 def results() -> dict[str, dict[str, Record]]:
     """Records by operation and implementation."""
-    found: dict[str, dict[str, Record]] = {}
-    with ROWS.open() as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["problem"], {})[row["tool"]] = row
-    return found
+    return by_two(ROWS, "problem", "tool")
 
 
 def fastest(rows: list[Record]) -> Record | None:

@@ -1,14 +1,13 @@
 """What a case of the matrix is: an operation, its implementations, and the float64 oracle."""
 
 import functools
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench.kept import first_words
+from bench.kept import first_words, versions_of
 
 Run = Callable[[], Any]
 """The operation, done once; what is timed."""
@@ -92,10 +91,4 @@ def checked(operation: Operation, problem: Any, expected: Tensor, way: str) -> O
 @functools.cache
 def versions() -> dict[str, str]:
     """Of what is compared, beside PyTorch."""
-    found = {}
-    for name, package in PACKAGES.items():
-        try:
-            found[name] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return versions_of(PACKAGES)

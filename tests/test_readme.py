@@ -43,7 +43,9 @@ def test_code_for_other_libraries_is_on_a_page_whose_code_runs(name):
     assert code in shown
 
 
-@pytest.mark.parametrize("file", ["README.md", "bench/README.md", "docs/studies.md"])
+@pytest.mark.parametrize(
+    "file", ["README.md", "bench/README.md", "kernels/README.md", "docs/studies.md"]
+)
 def test_tables_are_those_that_the_kept_results_give(readme_tool, file):
     assert readme_tool.refreshed(ROOT / file) == (ROOT / file).read_text()
 

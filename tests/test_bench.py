@@ -132,9 +132,9 @@ def test_growth_ends_by_memory_or_patience():
 
     assert ended(forever).status == "patience"
     assert ended(large).status == "memory"
-    fine = ended(lambda: torch.ones(2**23))
+    fine = ended(lambda: torch.ones(2**25))
     assert fine.status == "ok"
-    assert fine.memory_mib == pytest.approx(32, abs=4)
+    assert fine.memory_mib == pytest.approx(128, abs=24)  # a fork's own pages come on top
 
 
 def test_every_implementation_grows(tmp_path):

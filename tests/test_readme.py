@@ -61,7 +61,7 @@ def test_figures_show_the_kept_results(readme_tool):
 
 
 def test_commands_name_options_that_exist():
-    help_text = "--nproc-per-node of torchrun"
+    help_text = "--nproc-per-node of torchrun, --dist of pytest-xdist"
     for command in (["study", "memorization"], ["study", "all"], ["score"]):
         words = [sys.executable, "-m", "memtools", *command, "--help"]
         help_text += subprocess.run(words, capture_output=True, text=True).stdout

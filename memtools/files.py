@@ -16,7 +16,7 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Processes that write the same file do so one after the other. What is written is on the disk
     before it takes the old file's place, so that a loss of power leaves one of the two as well. It
-    may be the old one: the folder is not synchronised, which takes as long as a small file itself,
+    may be the old one: the folder is not synchronised, which would cost time for each small file,
     and a run that goes on from an older file loses time and no result.
 
     Args:
